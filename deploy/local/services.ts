@@ -1,0 +1,52 @@
+/** npm run services [-- --json]: Redis and MongoDB for development, until Ctrl-C. */
+import { LucidError } from "../../src/core/errors.ts";
+import { type LocalServer, type LocalServers, startLocalServers } from "./servers.ts";
+
+const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+
+const asked = new AbortController();
+const stopAsked = new Promise<void>((resolve) => {
+  for (const signal of STOP_SIGNALS)
+    process.on(signal, () => {
+      asked.abort();
+      resolve();
+    });
+});
+
+const servers = await start();
+if (servers !== undefined) {
+  console.log(process.argv.includes("--json") ? asJson(servers) : asExports(servers));
+  console.error("Both run until Ctrl-C.");
+  const running = setInterval(() => {}, 2 ** 30); // The servers alone don't keep this process alive.
+  await stopAsked;
+  clearInterval(running);
+  await servers.stop();
+}
+
+async function start(): Promise<LocalServers | undefined> {
+  try {
+    return await startLocalServers({ say: (line) => console.error(line), signal: asked.signal });
+  } catch (error) {
+    if (!asked.signal.aborted && !(error instanceof LucidError)) throw error;
+    process.exitCode = 1;
+    console.error(error instanceof LucidError ? `${error.code}: ${error.message}` : "stopped");
+    return undefined;
+  }
+}
+
+function asExports({ redis, mongodb }: LocalServers): string {
+  return `export REDIS_URL=${shellWord(redis.url)}\nexport MONGODB_URL=${shellWord(mongodb.url)}`;
+}
+
+/** A URL that was given may hold `&` or `?`, which a shell would take for its own. */
+function shellWord(text: string): string {
+  return /^[\w:/.@-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+function asJson({ redis, mongodb, folder }: LocalServers): string {
+  return JSON.stringify({ redis: describe(redis), mongodb: describe(mongodb), folder });
+}
+
+function describe({ url, label, standIn, pid }: LocalServer) {
+  return { url, label, stand_in: standIn, pid };
+}

@@ -1,0 +1,77 @@
+import { randomBytes } from "node:crypto";
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import type { LocalServers } from "./servers.ts";
+
+/** Names and a key for one trial run, that nothing else on the same servers uses. */
+export interface Trial {
+  readonly redisUrl: string;
+  readonly mongodbUrl: string;
+  readonly database: string;
+  readonly queuePrefix: string;
+  readonly eventQueue: string;
+  readonly encryptionKey: string;
+  readonly threads: number;
+  /** The environment of a worker of this trial. */
+  readonly env: NodeJS.ProcessEnv;
+}
+
+const PASSED_ON = ["PATH", "HOME", "TMPDIR", "LANG", "CPU_THREADS", "MAX_WORKERS", "LOG_LEVEL"] as const;
+
+export function trialOn(servers: LocalServers, name: string): Trial {
+  const own = `lucid_${name}_${randomBytes(6).toString("hex")}`;
+  const encryptionKey = randomBytes(32).toString("base64");
+  const mongodbUrl = withDatabase(servers.mongodb.url, own);
+  const queuePrefix = `{${own}}`;
+  const passedOn = Object.fromEntries(PASSED_ON.map((key) => [key, process.env[key]]));
+  return {
+    redisUrl: servers.redis.url,
+    mongodbUrl,
+    database: own,
+    queuePrefix,
+    eventQueue: "storage-events",
+    encryptionKey,
+    threads: availableParallelism(),
+    env: {
+      ...passedOn,
+      NODE_ENV: "production",
+      REDIS_URL: servers.redis.url,
+      MONGODB_URL: mongodbUrl,
+      QUEUE_PREFIX: queuePrefix,
+      ENCRYPTION_KEY: encryptionKey,
+      LUCID_COMPRESSION_PATH: join(servers.folder, "scratch"),
+      LUCID_PAYLOAD_PATH: join(servers.folder, "payloads"),
+      LUCID_MANIFEST_PATH: join(servers.folder, "manifests"),
+    },
+  };
+}
+
+/** Keeps hosts (there may be several) and options, replaces the path. */
+export function withDatabase(url: string, database: string): string {
+  const parts = /^(mongodb(?:\+srv)?:\/\/[^/?]+)(?:\/[^?]*)?(\?.*)?$/.exec(url);
+  if (parts === null) throw new TypeError("MONGODB_URL must look like mongodb://host:port/");
+  return `${parts[1]}/${database}${parts[2] ?? ""}`;
+}
+
+/** Takes the trial's database and queue keys off servers that others may use too. */
+export async function dropTrial({ mongodbUrl, redisUrl, queuePrefix }: Trial): Promise<void> {
+  const [{ MongoClient }, { Redis }] = await Promise.all([import("mongodb"), import("ioredis")]);
+  const client = new MongoClient(mongodbUrl, { serverSelectionTimeoutMS: DROP_TIMEOUT_MS });
+  const redis = new Redis(redisUrl, { maxRetriesPerRequest: 1, commandTimeout: DROP_TIMEOUT_MS });
+  redis.on("error", () => undefined);
+  try {
+    await client.db().dropDatabase();
+    for await (const keys of redis.scanStream({ match: `${escapeGlob(queuePrefix)}*`, count: 1_000 })) {
+      if ((keys as string[]).length > 0) await redis.unlink(...(keys as string[]));
+    }
+  } finally {
+    redis.disconnect();
+    await client.close();
+  }
+}
+
+const DROP_TIMEOUT_MS = 5_000;
+
+function escapeGlob(text: string): string {
+  return text.replace(/[\\*?[\]]/g, "\\$&");
+}

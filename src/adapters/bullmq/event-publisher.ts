@@ -1,0 +1,124 @@
+import { type JobsOptions, Queue } from "bullmq";
+import type { EventPublisher } from "../../pipeline/ports.ts";
+import type { LucidEvent } from "../../schema/event.ts";
+import { coalesce } from "../coalesce.ts";
+import { closeClient, failFastClient, type RedisTarget } from "../redis/client.ts";
+import { asRedisError } from "../redis/errors.ts";
+import { keepJobs, type Retention } from "./retrying-worker.ts";
+
+/** Events of one round trip; an event is below 2 KiB. */
+const BATCH_COUNT_MAX = 256;
+/** Tries of a consumer that fails, before the event is a dead letter of its queue (and republished by the sweeper). */
+const CONSUMER_ATTEMPTS = 5;
+const CONSUMER_RETRY_DELAY_MS = 1_000;
+const CONSUMER_RETRY_JITTER = 0.5;
+
+export interface EventPublisherOptions extends RedisTarget {
+  readonly prefix: string;
+  /** EVENT_QUEUES, one per subscriber. */
+  readonly queues: readonly string[];
+  /** How long consumed and failed events are kept; while one is, adding its id again does nothing. */
+  readonly retention: Retention;
+}
+
+export interface BullmqEventPublisher extends EventPublisher {
+  readonly commands: number;
+  readonly connected: boolean;
+  close(): Promise<void>;
+}
+
+/**
+ * Events as jobs under their own id. Fails fast with QUEUE_UNAVAILABLE: whether the events are in some of the queues is
+ * not known then, and asking again is harmless.
+ */
+export function createEventPublisher(options: EventPublisherOptions): BullmqEventPublisher {
+  const client = failFastClient(options, "events");
+  const queues = options.queues.map((name) => openQueue(name, client, options));
+  const toJob = (event: LucidEvent) => ({
+    name: event.type,
+    data: event,
+    opts: eventOptions(event.event_id, options.retention),
+  });
+
+  const add = coalesce<LucidEvent, void>({
+    send: async (events) => {
+      const jobs = events.map(toJob);
+      await Promise.all(queues.map((queue) => queue.addBulk(jobs)));
+      return events.map(() => undefined);
+    },
+    itemsMax: BATCH_COUNT_MAX,
+    lanes: 1,
+  });
+
+  async function publish(event: LucidEvent): Promise<void> {
+    // BullMQ waits for the first connection however long that takes.
+    if (client.status !== "ready") throw asRedisError(new Error("Connection is closed"));
+    try {
+      await add(event);
+    } catch (thrown) {
+      throw asRedisError(thrown);
+    }
+  }
+
+  return {
+    publish,
+
+    async republish(event) {
+      // First add, then look: an event that fails between the two is retried, one that isn't there is added.
+      await publish(event);
+      try {
+        await Promise.all(queues.map((queue) => retryIfFailed(queue, event.event_id)));
+      } catch (thrown) {
+        throw asRedisError(thrown);
+      }
+    },
+
+    get commands() {
+      return client.commands;
+    },
+    get connected() {
+      return client.status === "ready";
+    },
+
+    async close() {
+      // The queues don't own the connection; closing them takes off their listeners.
+      await Promise.allSettled(queues.map((queue) => queue.close()));
+      await closeClient(client);
+    },
+  };
+}
+
+function openQueue(
+  name: string,
+  client: ReturnType<typeof failFastClient>,
+  options: EventPublisherOptions,
+): Queue {
+  // Without its version check: an INFO that fails in the first second would make the queue useless for good.
+  const queue = new Queue(name, { connection: client, prefix: options.prefix, skipVersionCheck: true });
+  // The client's own listener reports; this one keeps BullMQ from throwing.
+  queue.on("error", () => undefined);
+  return queue;
+}
+
+function eventOptions(eventId: string, retention: Retention): JobsOptions {
+  return {
+    jobId: eventId,
+    attempts: CONSUMER_ATTEMPTS,
+    backoff: { type: "exponential", delay: CONSUMER_RETRY_DELAY_MS, jitter: CONSUMER_RETRY_JITTER },
+    removeOnComplete: keepJobs(retention),
+    removeOnFail: keepJobs(retention),
+    stackTraceLimit: 1,
+  };
+}
+
+/** A failed job keeps its id taken: adding it again does nothing, so it is retried instead. */
+async function retryIfFailed(queue: Queue, eventId: string): Promise<void> {
+  if ((await queue.getJobState(eventId)) !== "failed") return;
+  const job = await queue.getJob(eventId);
+  try {
+    await job?.retry("failed", { resetAttemptsMade: true });
+  } catch (thrown) {
+    // Somebody else has retried or removed it meanwhile; then there is nothing to do.
+    if ((await queue.getJobState(eventId)) === "failed") throw thrown;
+  }
+}

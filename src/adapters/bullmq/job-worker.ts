@@ -1,0 +1,324 @@
+import type { Job } from "bullmq";
+import { asLucidError, type ErrorCode, LucidError } from "../../core/errors.ts";
+import { repeatableJobId } from "../../pipeline/event-ids.ts";
+import { type FailureIdentity, failureIdentity } from "../../pipeline/parse-job.ts";
+import type { Clock } from "../../pipeline/ports.ts";
+import { closeClient, type OwnedRedis, type RedisTarget, waitingClient } from "../redis/client.ts";
+import { redisErrorCode } from "../redis/errors.ts";
+import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
+import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
+
+/** How long an idle worker blocks for a job, seconds; a new job ends it at once, this only bounds a lost wake-up. */
+const DRAIN_DELAY_SECONDS = 5;
+/** BullMQ's pause after a lost connection; its default of 15 s is longer than the outage may cost. */
+const RUN_RETRY_DELAY_MS = 500;
+/** A released job comes back to whoever is free; the pause keeps it from going round and round. */
+const RELEASE_PAUSE_MS = 1_000;
+/** After the deadline, for aborted jobs to go back to the queue. */
+const RELEASE_GRACE_MS = 1_500;
+/** With no job running, how long Redis may take to say goodbye. */
+const IDLE_CLOSE_MS = 1_000;
+const IDLE_POLL_MS = 20;
+
+export interface JobContext {
+  /** As it may be shown: the queue's own id, or its digest if that could hold anything. */
+  readonly jobId: string;
+  /** 1 for the first. */
+  readonly attempt: number;
+  /** Fires when the job must end now, to be released. */
+  readonly signal: AbortSignal;
+}
+
+/** One delivery of a job, told once it has ended. `failed` is final; `retried` comes back; `released` isn't counted. */
+export interface JobOutcome extends FailureIdentity {
+  readonly queue: string;
+  readonly jobId: string;
+  readonly attempt: number;
+  readonly outcome: "completed" | "retried" | "failed" | "released";
+  /** Absent when completed. */
+  readonly code?: ErrorCode;
+  readonly seconds: number;
+}
+
+export interface JobObserver {
+  /** Errors of connections and of BullMQ. May come thousands of times a minute: limit the rate where it is logged. */
+  onError(where: string, code: ErrorCode): void;
+  onOutcome(outcome: JobOutcome): void;
+  /** A worker lost its lock on this job: it died, or its event loop hung. */
+  onStalled(queue: string, jobId: string): void;
+}
+
+export interface ConsumerOptions extends JobPolicy {
+  readonly redisUrl: string;
+  readonly prefix: string;
+  /** Jobs at a time. */
+  readonly concurrency: number;
+  readonly lockDurationMs: number;
+  readonly stalledIntervalMs: number;
+  /** How often a job may lose its worker before it is a dead letter. */
+  readonly stalledCountMax: number;
+  readonly clock: Clock;
+  readonly observer: JobObserver;
+}
+
+export interface Consumer {
+  /** Begins to fetch jobs. Doesn't wait for Redis: that may come later. */
+  start(): void;
+  setConcurrency(jobs: number): void;
+  /** Jobs being worked on. */
+  readonly running: number;
+  /** Deliveries taken off the queue since the start; stands still while jobs wait → nothing is being picked up. */
+  readonly deliveries: number;
+  /** Redis commands sent so far, of both connections' shared half. */
+  readonly commands: number;
+  readonly connected: boolean;
+  /**
+   * Stops fetching at once, lets running jobs finish, and aborts at the deadline those that haven't, so that they go back
+   * to the queue with no attempt used. Ends at most `RELEASE_GRACE_MS` after the deadline, also without Redis.
+   * A second call doesn't wait any more. Never rejects.
+   */
+  stop(options: { readonly deadlineMs: number }): Promise<void>;
+}
+
+/** What a kind of job does. */
+export interface JobKind {
+  readonly queue: string;
+  readonly jobName: string;
+  run(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown>;
+  /** Before a job fails for good: tell the neighbours. May throw QUEUE_UNAVAILABLE: the job then stays. */
+  announceFailure(job: Job<unknown, unknown, string>, context: JobContext, error: LucidError): Promise<void>;
+}
+
+export function createConsumer(kind: JobKind, options: ConsumerOptions): Consumer {
+  return new JobConsumer(kind, options);
+}
+
+class JobConsumer implements Consumer {
+  readonly #kind: JobKind;
+  readonly #options: ConsumerOptions;
+  readonly #client: OwnedRedis;
+  readonly #worker: RetryingWorker;
+  readonly #stopping = new AbortController();
+  #running = 0;
+  #deliveries = 0;
+  #started: Promise<void> | undefined;
+  #stopped: Promise<void> | undefined;
+  #cut = Promise.withResolvers<void>();
+
+  constructor(kind: JobKind, options: ConsumerOptions) {
+    this.#kind = kind;
+    this.#options = options;
+    const target: RedisTarget = {
+      url: options.redisUrl,
+      onError: (where, code) => options.observer.onError(where, code),
+    };
+    this.#client = waitingClient(target, kind.queue);
+    this.#worker = new RetryingWorker(
+      kind.queue,
+      // Three parameters, or BullMQ makes no signal.
+      (job, token, signal) => this.#process(job, token ?? "", signal ?? new AbortController().signal),
+      {
+        connection: this.#client,
+        prefix: options.prefix,
+        concurrency: options.concurrency,
+        lockDuration: options.lockDurationMs,
+        stalledInterval: options.stalledIntervalMs,
+        maxStalledCount: options.stalledCountMax,
+        drainDelay: DRAIN_DELAY_SECONDS,
+        runRetryDelay: RUN_RETRY_DELAY_MS,
+      },
+      options,
+    );
+    this.#listen();
+  }
+
+  get running(): number {
+    return this.#running;
+  }
+
+  get deliveries(): number {
+    return this.#deliveries;
+  }
+
+  get commands(): number {
+    return this.#client.commands;
+  }
+
+  get connected(): boolean {
+    return this.#client.status === "ready";
+  }
+
+  start(): void {
+    this.#started ??= this.#worker.run().catch((thrown: unknown) => this.#report(thrown));
+  }
+
+  setConcurrency(jobs: number): void {
+    this.#worker.concurrency = jobs;
+  }
+
+  stop({ deadlineMs }: { readonly deadlineMs: number }): Promise<void> {
+    if (this.#stopped === undefined) {
+      this.#stopped = this.#stop(deadlineMs);
+    } else {
+      this.#worker.cancelAllJobs();
+      this.#cutOff();
+    }
+    return this.#stopped;
+  }
+
+  async #stop(deadlineMs: number): Promise<void> {
+    this.#stopping.abort();
+    // From here on nothing is fetched; it resolves when all jobs have ended, which it can't tell while Redis is away.
+    const closing = this.#worker.close().catch((thrown: unknown) => this.#report(thrown));
+    const closed = Promise.race([closing, this.#cut.promise]);
+    const hasClosed = await endsWithin(closed, deadlineMs, () => this.#isOnlyWaitingForRedis());
+    if (!hasClosed && this.#running > 0) {
+      this.#worker.cancelAllJobs();
+      await endsWithin(closed, RELEASE_GRACE_MS, () => this.#isOnlyWaitingForRedis());
+    }
+    if (this.connected) await closeClient(this.#client);
+    this.#cutOff();
+    await this.#worker.abandon();
+  }
+
+  #cutOff(): void {
+    this.#client.cut();
+    this.#cut.resolve();
+  }
+
+  #isOnlyWaitingForRedis(): boolean {
+    return this.#running === 0 && !this.connected;
+  }
+
+  async #process(job: Job<unknown, unknown, string>, token: string, signal: AbortSignal): Promise<unknown> {
+    const startedMs = this.#options.clock.monotonicMs();
+    const context = { jobId: repeatableJobId(job.id ?? ""), attempt: job.attemptsMade + 1, signal };
+    const tell = (outcome: JobOutcome["outcome"], code?: ErrorCode): void =>
+      this.#options.observer.onOutcome({
+        queue: this.#kind.queue,
+        jobId: context.jobId,
+        attempt: context.attempt,
+        ...failureIdentity(job.data),
+        outcome,
+        ...(code === undefined ? {} : { code }),
+        seconds: (this.#options.clock.monotonicMs() - startedMs) / 1000,
+      });
+    this.#running += 1;
+    this.#deliveries += 1;
+    try {
+      const result = await this.#attempt(job, context);
+      tell("completed");
+      return result;
+    } catch (thrown) {
+      throw await this.#verdict(job, token, context, asLucidError(thrown), tell);
+    } finally {
+      this.#running -= 1;
+    }
+  }
+
+  async #attempt(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown> {
+    if (this.#worker.hasStalledTooOften(job)) {
+      throw new LucidError(
+        "JOB_STALLED_TOO_OFTEN",
+        "the job lost its worker too often; look for crashes, then retry it",
+      );
+    }
+    if (job.name !== this.#kind.jobName) {
+      throw new LucidError("JOB_NAME_UNKNOWN", `jobs of this queue are named ${this.#kind.jobName}`);
+    }
+    return this.#kind.run(job, context);
+  }
+
+  /** What BullMQ is to do with the job: the table of core/errors.ts. */
+  async #verdict(
+    job: Job<unknown, unknown, string>,
+    token: string,
+    context: JobContext,
+    error: LucidError,
+    tell: (outcome: JobOutcome["outcome"], code: ErrorCode) => void,
+  ): Promise<Error> {
+    switch (error.disposition) {
+      case "retryable":
+        if (context.attempt < (job.opts.attempts ?? 1)) {
+          tell("retried", error.code);
+          return failAttempt(error);
+        }
+        return this.#failForGood(job, token, context, error, tell);
+      case "unrecoverable":
+        return this.#failForGood(job, token, context, error, tell);
+      case "released":
+      case "fatal":
+        tell("released", error.code);
+        return this.#release(job, token, context.signal);
+    }
+  }
+
+  /** The event first: if we die between the two, the job comes back and tells it again under the same id. */
+  async #failForGood(
+    job: Job<unknown, unknown, string>,
+    token: string,
+    context: JobContext,
+    error: LucidError,
+    tell: (outcome: JobOutcome["outcome"], code: ErrorCode) => void,
+  ): Promise<Error> {
+    try {
+      await this.#kind.announceFailure(job, context, error);
+    } catch (thrown) {
+      const { code, disposition } = asLucidError(thrown);
+      if (disposition === "released") {
+        tell("released", code);
+        return this.#release(job, token, context.signal);
+      }
+      // An event that can't be told at all must not keep a dead job alive.
+      this.#options.observer.onError(`${this.#kind.queue} failure event`, code);
+    }
+    tell("failed", error.code);
+    return failForGood(error);
+  }
+
+  /**
+   * Back to the waiting jobs, with no attempt used. Not by way of the delayed ones: their time is a wall clock's, and
+   * an hour's step of that would keep the job away for an hour.
+   */
+  async #release(job: Job<unknown, unknown, string>, token: string, signal: AbortSignal): Promise<Error> {
+    await this.#options.clock.sleep(RELEASE_PAUSE_MS, AbortSignal.any([signal, this.#stopping.signal]));
+    try {
+      await job.moveToWait(token);
+    } catch (thrown) {
+      // Redis is away, or the lock was lost: either way the stalled check gives the job back.
+      this.#report(thrown, "release");
+    }
+    return released();
+  }
+
+  #listen(): void {
+    const { observer } = this.#options;
+    this.#worker.on("error", (thrown) => this.#report(thrown));
+    this.#worker.on("stalled", (jobId) => observer.onStalled(this.#kind.queue, repeatableJobId(jobId)));
+  }
+
+  #report(thrown: unknown, what = "worker"): void {
+    if (isVerdict(thrown)) return;
+    this.#options.observer.onError(`${this.#kind.queue} ${what}`, redisErrorCode(thrown));
+  }
+}
+
+/** True if `end` came in time. With nothing left to wait for but a lost connection, `IDLE_CLOSE_MS` is enough. */
+async function endsWithin(
+  end: Promise<unknown>,
+  timeoutMs: number,
+  isHopeless: () => boolean,
+): Promise<boolean> {
+  const { promise: gaveUp, resolve: giveUp } = Promise.withResolvers<false>();
+  const startedMs = performance.now();
+  let hopelessMs = 0;
+  const poll = setInterval(() => {
+    hopelessMs = isHopeless() ? hopelessMs + IDLE_POLL_MS : 0;
+    if (performance.now() - startedMs >= timeoutMs || hopelessMs >= IDLE_CLOSE_MS) giveUp(false);
+  }, IDLE_POLL_MS);
+  try {
+    return await Promise.race([end.then(() => true), gaveUp]);
+  } finally {
+    clearInterval(poll);
+  }
+}

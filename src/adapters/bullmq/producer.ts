@@ -1,0 +1,425 @@
+import { type JobsOptions, Queue } from "bullmq";
+import { asBuffer, toHex } from "../../core/bytes.ts";
+import { blake3 } from "../../core/digest.ts";
+import { LucidError } from "../../core/errors.ts";
+import { canonicalChunkId, leafIndex, type SessionId, sessionId } from "../../core/ids.ts";
+import { parseFinalizeJob } from "../../pipeline/parse-job.ts";
+import type { Clock } from "../../pipeline/ports.ts";
+import {
+  type finalizeSessionDataSchema,
+  JOB_FINALIZE_SESSION,
+  JOB_PROCESS_CHUNK,
+  type ProcessChunkData,
+  QUEUE_CHUNKS,
+  QUEUE_CONTROL,
+} from "../../schema/job.ts";
+import type { z } from "zod";
+import { coalesce } from "../coalesce.ts";
+import type { FilePayloadStore } from "../file/payload-store.ts";
+import {
+  closeClient,
+  failFastClient,
+  type OwnedRedis,
+  type RedisTarget,
+  waitUntilReady,
+} from "../redis/client.ts";
+import { asRedisError, isOutOfMemory } from "../redis/errors.ts";
+import { createRedisPayloadStore } from "../redis/payload-store.ts";
+import { keepJobs, type Retention } from "./retrying-worker.ts";
+
+/** Chunks between payload and job at the same time: enough to hide the round trips. */
+const IN_FLIGHT_COUNT_MAX = 32;
+const IN_FLIGHT_BYTES_MAX = 32 * 1024 * 1024;
+const ADD_BATCH_MAX = 64;
+/** Back-pressure ends at this share of QUEUE_SIZE, so that producers don't wake up for every single job. */
+const RESUME_SHARE = 0.75;
+/** The queue is counted after at most this many chunks, and after an eighth of QUEUE_SIZE if that is less. */
+const CHUNKS_PER_COUNT_MAX = 32;
+const BACK_PRESSURE_PAUSE_MS = 50;
+const OUT_OF_MEMORY_PAUSE_MS = 250;
+const CONNECT_TIMEOUT_MS = 10_000;
+/** Hex digits of the chunk's BLAKE3 in its job id and payload name: other bytes at an index are another job. */
+const DIGEST_CHARS = 16;
+/** The worker sets its own; these hold while jobs are only seen by others. */
+const RETENTION_COMPLETED: Retention = { ageSeconds: 3600, count: 1000 };
+const RETENTION_FAILED: Retention = { ageSeconds: 7 * 86_400, count: 1000 };
+const RETRY_ATTEMPTS = 3;
+const RETRY_DELAY_MS = 1_000;
+
+export type PayloadPlace = "redis" | "file" | "inline";
+
+export interface ChunkToEnqueue {
+  readonly sessionId: string;
+  readonly index: number;
+  /** Must not change until the call has ended. */
+  readonly bytes: Uint8Array;
+  /** Default: the canonical one. */
+  readonly chunkId?: string;
+  /** ISO 8601. */
+  readonly recordedAt?: string;
+  readonly compression?: NonNullable<ProcessChunkData["compression"]>;
+  readonly metadata?: Readonly<Record<string, unknown>>;
+  /** Default "redis". */
+  readonly store?: PayloadPlace;
+}
+
+export type FinalizeData = z.input<typeof finalizeSessionDataSchema>;
+
+export interface ProducerOptions extends RedisTarget {
+  readonly prefix: string;
+  /** QUEUE_SIZE: jobs not yet taken at which the producer waits. */
+  readonly queueSizeMax: number;
+  readonly payloadTtlSeconds: number;
+  /** Needed for chunks with store "file". */
+  readonly files?: FilePayloadStore;
+  readonly clock: Clock;
+  /** Ends every wait: what is under way fails with SHUTTING_DOWN. */
+  readonly signal?: AbortSignal;
+}
+
+export interface Producer {
+  /**
+   * Writes the payload, then adds the job; resolves when Redis has both. Waits while the queue is full, Redis has no memory
+   * left, or too many calls are under way, so callers may start as many calls as they have chunks in memory.
+   * The same chunk again is harmless, and brings a failed job of it back. Throws QUEUE_UNAVAILABLE, SHUTTING_DOWN,
+   * JOB_INVALID.
+   */
+  enqueueChunk(chunk: ChunkToEnqueue): Promise<void>;
+  /** All of them, a bounded number at the same time and taken from `chunks` as they go; stops at the first error. */
+  enqueueAll(
+    chunks: AsyncIterable<ChunkToEnqueue> | Iterable<ChunkToEnqueue>,
+    onAdded?: (chunk: ChunkToEnqueue) => void,
+  ): Promise<{ readonly chunks: number; readonly bytes: number }>;
+  /** Another count for a session that has one is refused where it is processed. Throws as above. */
+  finalize(data: FinalizeData): Promise<void>;
+  readonly commands: number;
+  close(): Promise<void>;
+}
+
+interface JobToAdd {
+  readonly id: string;
+  readonly data: ProcessChunkData;
+}
+
+export function createProducer(options: ProducerOptions): Producer {
+  return new ClaimCheckProducer(options);
+}
+
+class ClaimCheckProducer implements Producer {
+  readonly #options: ProducerOptions;
+  readonly #client;
+  readonly #payloads;
+  readonly #chunks: Queue;
+  readonly #control: Queue;
+  readonly #add: (job: JobToAdd) => Promise<"added" | "completed">;
+  readonly #signal: AbortSignal;
+  readonly #inFlight = new Budget(IN_FLIGHT_COUNT_MAX, IN_FLIGHT_BYTES_MAX);
+  readonly #chunksPerCount: number;
+  #untilCount = 0;
+  #room: Promise<void> | undefined;
+  #connected: Promise<void> | undefined;
+
+  constructor(options: ProducerOptions) {
+    this.#options = options;
+    this.#signal = options.signal ?? new AbortController().signal;
+    this.#client = failFastClient(options, "producer");
+    this.#payloads = createRedisPayloadStore(options);
+    this.#chunks = this.#openQueue(QUEUE_CHUNKS);
+    this.#control = this.#openQueue(QUEUE_CONTROL);
+    this.#chunksPerCount = Math.max(1, Math.min(CHUNKS_PER_COUNT_MAX, Math.floor(options.queueSizeMax / 8)));
+    this.#add = coalesce({
+      send: (jobs: readonly JobToAdd[]) => this.#addBatch(jobs),
+      itemsMax: ADD_BATCH_MAX,
+      lanes: 1,
+    });
+  }
+
+  get commands(): number {
+    return this.#client.commands + this.#payloads.commands;
+  }
+
+  async enqueueChunk(chunk: ChunkToEnqueue): Promise<void> {
+    const release = await this.#inFlight.take(chunk.bytes.byteLength);
+    try {
+      await this.#whenConnected();
+      await this.#whenRoom();
+      await this.#putInQueue(chunk);
+    } finally {
+      release();
+    }
+  }
+
+  async enqueueAll(
+    chunks: AsyncIterable<ChunkToEnqueue> | Iterable<ChunkToEnqueue>,
+    onAdded: (chunk: ChunkToEnqueue) => void = () => undefined,
+  ): Promise<{ readonly chunks: number; readonly bytes: number }> {
+    const underWay = new Set<Promise<void>>();
+    const failures: unknown[] = [];
+    let bytes = 0;
+    let count = 0;
+    for await (const chunk of chunks) {
+      const call = this.enqueueChunk(chunk)
+        .then(() => onAdded(chunk))
+        .catch((thrown: unknown) => void failures.push(thrown))
+        .finally(() => underWay.delete(call));
+      underWay.add(call);
+      bytes += chunk.bytes.byteLength;
+      count += 1;
+      // The source may be a file of any size: no more of it in memory than can be under way.
+      if (underWay.size >= IN_FLIGHT_COUNT_MAX) await Promise.race(underWay);
+      if (failures.length > 0) break;
+    }
+    await Promise.all(underWay);
+    if (failures.length > 0) throw asRedisError(failures[0]);
+    return { chunks: count, bytes };
+  }
+
+  async finalize(data: FinalizeData): Promise<void> {
+    const { sessionId: session, chunkCount } = parseFinalizeJob(data);
+    await this.#whenConnected();
+    // The count is in the id: under one id a second, different count would be dropped without a word.
+    const opts = { ...jobOptions(), jobId: `${session}.finalize.${chunkCount}` };
+    await this.#retryingOutOfMemory(async () => {
+      await this.#control.add(JOB_FINALIZE_SESSION, data, opts);
+      await retryFailed(this.#control, await statesOf(this.#client, this.#control, [opts.jobId]));
+    });
+  }
+
+  async close(): Promise<void> {
+    // The queues don't own the connection; closing them takes off their listeners.
+    await Promise.allSettled([this.#chunks.close(), this.#control.close()]);
+    await Promise.all([closeClient(this.#client), this.#payloads.close()]);
+  }
+
+  async #putInQueue(chunk: ChunkToEnqueue): Promise<void> {
+    const session = sessionId(chunk.sessionId);
+    const index = leafIndex(chunk.index);
+    const digest = toHex(blake3(chunk.bytes));
+    const name = `${index}-${digest.slice(0, DIGEST_CHARS)}`;
+    const source = await this.#writePayload(session, name, chunk);
+    // Dies here: a payload without a job, which its TTL removes. The other way round a job could come before its bytes.
+    const job: JobToAdd = {
+      id: `${session}.${index}.${digest.slice(0, DIGEST_CHARS)}`,
+      data: {
+        session_id: session,
+        chunk_id: chunk.chunkId ?? canonicalChunkId(session, index),
+        chunk_index: index,
+        ...source,
+        size_bytes: chunk.bytes.byteLength,
+        blake3: digest,
+        ...(chunk.compression === undefined ? {} : { compression: chunk.compression }),
+        ...(chunk.recordedAt === undefined ? {} : { recorded_at: chunk.recordedAt }),
+        ...(chunk.metadata === undefined ? {} : { metadata: chunk.metadata }),
+      },
+    };
+    const outcome = await this.#retryingOutOfMemory(() => this.#add(job));
+    // Done long ago: nobody will read, and remove, the payload that was just written again.
+    if (outcome === "completed") await this.#removePayload(session, source);
+  }
+
+  async #writePayload(
+    session: SessionId,
+    name: string,
+    { bytes, store = "redis" }: ChunkToEnqueue,
+  ): Promise<Pick<ProcessChunkData, "payload_ref" | "chunk_data_base64">> {
+    switch (store) {
+      case "redis": {
+        const write = () => this.#payloads.write(session, name, bytes, this.#options.payloadTtlSeconds);
+        return { payload_ref: await this.#retryingOutOfMemory(write) };
+      }
+      case "file": {
+        const { files } = this.#options;
+        if (files === undefined)
+          throw new LucidError("CONFIG_INVALID", "store file needs LUCID_PAYLOAD_PATH");
+        return { payload_ref: await files.write(session, name, bytes) };
+      }
+      case "inline":
+        return { chunk_data_base64: asBuffer(bytes).toString("base64") };
+    }
+  }
+
+  async #removePayload(
+    session: SessionId,
+    { payload_ref: ref }: Pick<ProcessChunkData, "payload_ref">,
+  ): Promise<void> {
+    if (ref?.store === "redis") await this.#payloads.remove(session, ref);
+    if (ref?.store === "file") await this.#options.files?.remove(session, ref);
+  }
+
+  async #addBatch(jobs: readonly JobToAdd[]): Promise<readonly ("added" | "completed")[]> {
+    await this.#chunks.addBulk(
+      jobs.map(({ id, data }) => ({ name: JOB_PROCESS_CHUNK, data, opts: { ...jobOptions(), jobId: id } })),
+    );
+    const states = await statesOf(
+      this.#client,
+      this.#chunks,
+      jobs.map(({ id }) => id),
+    );
+    await retryFailed(this.#chunks, states);
+    return states.map(({ state }) => (state === "completed" ? "completed" : "added"));
+  }
+
+  /** Commands fail while the connection isn't there yet, or is being made anew: all calls wait for it together. */
+  async #whenConnected(): Promise<void> {
+    if (this.#client.status === "ready" && this.#payloads.connected) return;
+    this.#connected ??= this.#waitForConnections().finally(() => {
+      this.#connected = undefined;
+    });
+    await this.#connected;
+  }
+
+  async #waitForConnections(): Promise<void> {
+    const ready = await Promise.all([
+      waitUntilReady(this.#client, CONNECT_TIMEOUT_MS),
+      this.#payloads.waitUntilReady(CONNECT_TIMEOUT_MS),
+    ]);
+    if (ready.includes(false))
+      throw new LucidError("QUEUE_UNAVAILABLE", "Redis doesn't answer; check REDIS_URL");
+  }
+
+  /** One count for many chunks; those that come while it is made, or while the queue is full, wait for it together. */
+  async #whenRoom(): Promise<void> {
+    while (this.#untilCount <= 0) {
+      this.#room ??= this.#waitForRoom().finally(() => {
+        this.#room = undefined;
+      });
+      await this.#room;
+    }
+    this.#untilCount -= 1;
+  }
+
+  async #waitForRoom(): Promise<void> {
+    const { queueSizeMax } = this.#options;
+    for (
+      let limit = queueSizeMax;
+      (await this.#queued()) >= limit;
+      limit = Math.max(1, queueSizeMax * RESUME_SHARE)
+    ) {
+      await this.#pause(BACK_PRESSURE_PAUSE_MS);
+    }
+    this.#untilCount = this.#chunksPerCount;
+  }
+
+  async #queued(): Promise<number> {
+    try {
+      const {
+        waiting = 0,
+        prioritized = 0,
+        delayed = 0,
+      } = await this.#chunks.getJobCounts("waiting", "prioritized", "delayed");
+      return waiting + prioritized + delayed;
+    } catch (thrown) {
+      throw asRedisError(thrown);
+    }
+  }
+
+  /** Redis without memory (noeviction) is a full queue: it has room again when workers have removed payloads. */
+  async #retryingOutOfMemory<Result>(operation: () => Promise<Result>): Promise<Result> {
+    for (;;) {
+      try {
+        return await operation();
+      } catch (thrown) {
+        if (!isOutOfMemory(thrown)) throw asRedisError(thrown);
+      }
+      await this.#pause(OUT_OF_MEMORY_PAUSE_MS);
+    }
+  }
+
+  async #pause(ms: number): Promise<void> {
+    await this.#options.clock.sleep(ms, this.#signal);
+    if (this.#signal.aborted)
+      throw new LucidError("SHUTTING_DOWN", "stopped while waiting for room in the queue");
+  }
+
+  #openQueue(name: string): Queue {
+    const queue = new Queue(name, {
+      connection: this.#client,
+      prefix: this.#options.prefix,
+      skipVersionCheck: true,
+    });
+    queue.on("error", () => undefined);
+    return queue;
+  }
+}
+
+function jobOptions(): JobsOptions {
+  return {
+    attempts: RETRY_ATTEMPTS,
+    backoff: { type: "exponential", delay: RETRY_DELAY_MS, jitter: 0.5 },
+    removeOnComplete: keepJobs(RETENTION_COMPLETED),
+    removeOnFail: keepJobs(RETENTION_FAILED),
+  };
+}
+
+interface JobState {
+  readonly id: string;
+  readonly state: "failed" | "completed" | "other";
+}
+
+/** Two commands for all: adding a job whose id is taken by a finished one does nothing, and says nothing. */
+async function statesOf(
+  client: OwnedRedis,
+  queue: Queue,
+  ids: readonly string[],
+): Promise<readonly JobState[]> {
+  const [failed, completed] = await Promise.all([
+    client.zmscore(queue.toKey("failed"), ...ids),
+    client.zmscore(queue.toKey("completed"), ...ids),
+  ]);
+  return ids.map((id, position) => ({
+    id,
+    state: isSet(failed[position]) ? "failed" : isSet(completed[position]) ? "completed" : "other",
+  }));
+}
+
+/** A score that is there; null means that the id isn't in the set. */
+function isSet(score: string | null | undefined): boolean {
+  return score !== null && score !== undefined;
+}
+
+async function retryFailed(queue: Queue, states: readonly JobState[]): Promise<void> {
+  for (const { id, state } of states) {
+    if (state !== "failed") continue;
+    const job = await queue.getJob(id);
+    await job?.retry("failed", { resetAttemptsMade: true });
+  }
+}
+
+/** Bounds what is under way by number and bytes; one item larger than all of the bytes goes alone. */
+class Budget {
+  readonly #countMax: number;
+  readonly #bytesMax: number;
+  readonly #waiting: { readonly bytes: number; readonly go: () => void }[] = [];
+  #count = 0;
+  #bytes = 0;
+
+  constructor(countMax: number, bytesMax: number) {
+    this.#countMax = countMax;
+    this.#bytesMax = bytesMax;
+  }
+
+  async take(bytes: number): Promise<() => void> {
+    await new Promise<void>((resolve) => {
+      this.#waiting.push({ bytes, go: resolve });
+      this.#admit();
+    });
+    return () => {
+      this.#count -= 1;
+      this.#bytes -= bytes;
+      this.#admit();
+    };
+  }
+
+  #admit(): void {
+    for (let next = this.#waiting[0]; next !== undefined && this.#fits(next.bytes); next = this.#waiting[0]) {
+      this.#waiting.shift();
+      this.#count += 1;
+      this.#bytes += next.bytes;
+      next.go();
+    }
+  }
+
+  #fits(bytes: number): boolean {
+    return this.#count === 0 || (this.#count < this.#countMax && this.#bytes + bytes <= this.#bytesMax);
+  }
+}

@@ -1,0 +1,159 @@
+import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
+import { type FileHandle, lstat, mkdir, open, rename, rmdir, unlink } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { LucidError } from "../../core/errors.ts";
+import { isId, type SessionId } from "../../core/ids.ts";
+import type { PayloadStore } from "../../pipeline/ports.ts";
+import type { PayloadRef } from "../../schema/job.ts";
+
+/** Not through a link out of the directory, and without waiting for the other end of a FIFO. */
+const READ_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+const FOLDER_MODE = 0o700;
+const FILE_MODE = 0o600;
+/** A consumer may remove the empty folder between our making it and our writing into it. */
+const WRITE_TRIES_MAX = 5;
+
+export interface FilePayloadStore extends PayloadStore {
+  /** Durable and complete under its name, or not there. */
+  write(session: SessionId, name: string, bytes: Uint8Array): Promise<PayloadRef>;
+}
+
+/** Claim checks as files (contract §3): `<root>/<session_id>/<name>`, where `root` is LUCID_PAYLOAD_PATH. */
+export function createFilePayloadStore(root: string): FilePayloadStore {
+  const base = resolve(root);
+  return {
+    async read(session, ref, bytesMax) {
+      const { folder, file } = ownPath(base, session, ref);
+      try {
+        await refuseLinkedFolder(folder);
+        const handle = await open(file, READ_FLAGS);
+        try {
+          return await readBounded(handle, bytesMax);
+        } finally {
+          await handle.close();
+        }
+      } catch (thrown) {
+        return absentOrThrow(thrown);
+      }
+    },
+
+    async remove(session, ref) {
+      const { folder, file } = ownPath(base, session, ref);
+      try {
+        await refuseLinkedFolder(folder);
+        await unlink(file);
+      } catch (thrown) {
+        absentOrThrow(thrown);
+      }
+      await removeIfEmpty(folder);
+    },
+
+    async write(session, name, bytes) {
+      const ref: PayloadRef = { store: "file", name };
+      const { folder, file } = ownPath(base, session, ref);
+      // A dot first: no payload name has one, so no job can name a file that is not complete. Two writers never share one.
+      const partial = join(folder, `.${name}.${randomUUID()}.partial`);
+      for (let tries = 1; ; tries++) {
+        try {
+          await mkdir(folder, { recursive: true, mode: FOLDER_MODE });
+          await writeDurably(partial, bytes);
+          await rename(partial, file);
+          return ref;
+        } catch (thrown) {
+          await removeQuietly(partial);
+          if (errnoOf(thrown) !== "ENOENT" || tries >= WRITE_TRIES_MAX) throw unavailable(thrown);
+        }
+      }
+    },
+  };
+}
+
+function ownPath(
+  base: string,
+  session: SessionId,
+  ref: PayloadRef,
+): { readonly folder: string; readonly file: string } {
+  if (ref.store !== "file" || !isId(ref.name) || !isId(session)) {
+    throw forbidden("payload_ref.name must be a plain file name in the session's own folder");
+  }
+  const folder = join(base, session);
+  return { folder, file: join(folder, ref.name) };
+}
+
+/** O_NOFOLLOW looks at the last part of a path only. */
+async function refuseLinkedFolder(folder: string): Promise<void> {
+  const stats = await lstat(folder);
+  if (!stats.isDirectory()) throw forbidden("the session's payload folder is not a plain directory");
+}
+
+/** At most `bytesMax` + 1 bytes, in memory of its own; undefined for an empty file. */
+async function readBounded(handle: FileHandle, bytesMax: number): Promise<Uint8Array | undefined> {
+  const stats = await handle.stat();
+  if (!stats.isFile()) throw forbidden("payload_ref.name is not a regular file");
+  const bytes = new Uint8Array(Math.min(stats.size, bytesMax + 1));
+  let length = 0;
+  while (length < bytes.byteLength) {
+    const { bytesRead } = await handle.read(bytes, length, bytes.byteLength - length, length);
+    if (bytesRead === 0) break;
+    length += bytesRead;
+  }
+  if (length === 0) return undefined;
+  return length === bytes.byteLength ? bytes : bytes.slice(0, length);
+}
+
+async function writeDurably(path: string, bytes: Uint8Array): Promise<void> {
+  const handle = await open(path, "w", FILE_MODE);
+  try {
+    await handle.writeFile(bytes);
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+async function removeQuietly(path: string): Promise<void> {
+  try {
+    await unlink(path);
+  } catch {
+    // It was not made, or its disk fails: the error that brought us here says more.
+  }
+}
+
+async function removeIfEmpty(folder: string): Promise<void> {
+  try {
+    await rmdir(folder);
+  } catch {
+    // Other payloads are in it, or another worker removed it. A folder left behind harms nobody.
+  }
+}
+
+function absentOrThrow(thrown: unknown): undefined {
+  if (thrown instanceof LucidError) throw thrown;
+  const errno = errnoOf(thrown);
+  if (errno === "ENOENT" || errno === "ENOTDIR") return undefined;
+  if (errno === "ELOOP") throw forbidden("payload_ref.name is a symbolic link");
+  if (errno === "EACCES" || errno === "EPERM") {
+    const message = "the payload file may not be read; check its owner and mode";
+    throw new LucidError("PAYLOAD_MISSING", message, { cause: thrown });
+  }
+  throw unavailable(thrown);
+}
+
+function unavailable(thrown: unknown): LucidError {
+  return new LucidError(
+    "STORE_UNAVAILABLE",
+    "the payload directory can't be used; check LUCID_PAYLOAD_PATH",
+    {
+      cause: thrown,
+    },
+  );
+}
+
+function forbidden(message: string): LucidError {
+  return new LucidError("PAYLOAD_REF_FORBIDDEN", message);
+}
+
+function errnoOf(thrown: unknown): string | undefined {
+  return (thrown as NodeJS.ErrnoException | undefined)?.code;
+}

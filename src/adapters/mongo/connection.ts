@@ -1,0 +1,183 @@
+import { type Db, type Document, MongoClient, type MongoClientOptions } from "mongodb";
+import { addressError, connectError, DUPLICATE_KEY, storeError, writeItemError } from "./errors.ts";
+
+/** Contract §4: the database of a MONGODB_URL that names none. */
+const DATABASE_DEFAULT = "lucid";
+/** A server that is away is reported within this time; waiting longer is the caller's patience. */
+const SERVER_SELECTION_MS = 3_000;
+const CONNECT_MS = 5_000;
+/** A server that accepts bytes and never answers (a black hole, a frozen machine) becomes STORE_UNAVAILABLE. */
+const SOCKET_MS = 30_000;
+const POOL_WAIT_MS = 30_000;
+const CLOSE_MS = 5_000;
+/**
+ * MAX_WORKERS goes up to 50. Most calls are gathered (coalesce.ts), so only large blobs and tree heads of different
+ * sessions want a connection each; connections are made when they are needed.
+ */
+const POOL_SIZE_MAX = 50;
+/** A connection that one burst needed is given back after this time. */
+const POOL_IDLE_MS = 60_000;
+
+/** Contract §4: a write that returned survives a crash of the server and a change of the primary. */
+const WRITE_CONCERN = { w: "majority", j: true } as const;
+
+const OPTIONS: MongoClientOptions = {
+  writeConcern: { w: "majority", journal: true },
+  // For what the writes of a session decide on: nothing that a new primary could roll back.
+  readConcern: { level: "majority" },
+  readPreference: "primary",
+  // Every write is one that may be applied twice, and the pipeline's patience repeats it: a second layer of retries
+  // would hide outages from it, and needs sessions, which a standalone server has no use for.
+  retryWrites: false,
+  retryReads: false,
+  serverSelectionTimeoutMS: SERVER_SELECTION_MS,
+  connectTimeoutMS: CONNECT_MS,
+  socketTimeoutMS: SOCKET_MS,
+  waitQueueTimeoutMS: POOL_WAIT_MS,
+  maxPoolSize: POOL_SIZE_MAX,
+  maxIdleTimeMS: POOL_IDLE_MS,
+  // Ciphertext doesn't compress.
+  compressors: ["none"],
+  // Binary fields come as views of the reply, not as copies in a Binary.
+  promoteBuffers: true,
+};
+
+export interface ConnectOptions {
+  readonly url: string;
+  /** Shown in the server's log and in currentOp. */
+  readonly appName: string;
+  /** Called with the name of each command that the driver sends, for counting; costs a second decoding of each reply. */
+  readonly onCommand?: (name: string) => void;
+}
+
+export interface ServerLabel {
+  /** For people: program and version. */
+  readonly text: string;
+  /** True where something else than MongoDB answers: fine for trying and testing, not for keeping data. */
+  readonly standIn: boolean;
+}
+
+/** One item's failure in a write command. */
+export interface DuplicateKey {
+  /** Position of the item in the command. */
+  readonly index: number;
+  /** The violated index's keys, where the server says them. */
+  readonly keys: readonly string[] | undefined;
+}
+
+export interface WriteReply {
+  /** Documents inserted, matched or deleted. */
+  readonly n: number;
+  readonly duplicates: readonly DuplicateKey[];
+}
+
+interface RawWriteError {
+  readonly index: number;
+  readonly code: number;
+  readonly errmsg?: string;
+  readonly keyPattern?: Document;
+}
+
+/**
+ * Connects, or fails within seconds: STORE_UNAVAILABLE when no server answers, CONFIG_INVALID when the address or the
+ * credentials can't be right. Options in the URL can't weaken the write and read concerns.
+ */
+export async function connectMongo({ url, appName, onCommand }: ConnectOptions): Promise<MongoConnection> {
+  const client = newClient(url, { ...OPTIONS, appName, monitorCommands: onCommand !== undefined });
+  if (onCommand !== undefined) client.on("commandStarted", ({ commandName }) => onCommand(commandName));
+  try {
+    await client.connect();
+  } catch (thrown) {
+    // Its monitors would go on looking for the server and keep the process alive.
+    await client.close().catch(() => undefined);
+    throw connectError(thrown);
+  }
+  return new MongoConnection(client, client.db(databaseOf(url)));
+}
+
+/** The constructor connects to nothing: whatever it throws is about the address. */
+function newClient(url: string, options: MongoClientOptions): MongoClient {
+  try {
+    return new MongoClient(url, options);
+  } catch (thrown) {
+    throw addressError(thrown);
+  }
+}
+
+/** The one place that sends commands: counts them, and turns every failure into a LucidError. */
+export class MongoConnection {
+  readonly db: Db;
+  readonly #client: MongoClient;
+  #commands = 0;
+
+  constructor(client: MongoClient, db: Db) {
+    this.#client = client;
+    this.db = db;
+  }
+
+  /** Commands sent since the start, without the driver's own (handshakes, heartbeats). */
+  get commands(): number {
+    return this.#commands;
+  }
+
+  /** Runs an operation of the driver that is one command. */
+  async run<Result>(operation: () => Promise<Result>): Promise<Result> {
+    this.#commands += 1;
+    try {
+      return await operation();
+    } catch (thrown) {
+      throw storeError(thrown);
+    }
+  }
+
+  /**
+   * Sends an `insert`, `update` or `delete` command. As a plain command, because the driver's insertMany and bulkWrite copy
+   * the documents five times on the way to the socket and this copies them three times, and because its reply
+   * tells the fate of each item. Duplicate keys are returned, any other failure of an item is thrown.
+   */
+  async write(command: Document): Promise<WriteReply> {
+    const reply = await this.run(() => this.db.command({ ...command, writeConcern: WRITE_CONCERN }));
+    const errors = (reply["writeErrors"] ?? []) as readonly RawWriteError[];
+    const other = errors.find(({ code }) => code !== DUPLICATE_KEY);
+    if (other !== undefined) throw writeItemError(other.code, other);
+    return {
+      n: Number(reply["n"]),
+      duplicates: errors.map((error) => ({ index: error.index, keys: violatedKeys(error) })),
+    };
+  }
+
+  async ping(): Promise<void> {
+    await this.run(() => this.db.command({ ping: 1 }));
+  }
+
+  async serverLabel(): Promise<ServerLabel> {
+    const info = await this.run(() => this.db.admin().command({ buildInfo: 1 }));
+    // mongo-java-server answers with the version that its launcher makes up, and without a build's commit.
+    if (typeof info["gitVersion"] === "string") return { text: `MongoDB ${info["version"]}`, standIn: false };
+    return { text: "mongo-java-server, a stand-in that loses its data and is no MongoDB", standIn: true };
+  }
+
+  /** Ends within CLOSE_MS also when the server is gone; calls that are under way fail with STORE_UNAVAILABLE. */
+  async close(): Promise<void> {
+    const late = Promise.withResolvers<void>();
+    const timer = setTimeout(late.resolve, CLOSE_MS);
+    try {
+      await Promise.race([this.#client.close(), late.promise]);
+    } catch (thrown) {
+      throw storeError(thrown);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+/** MongoDB ≥ 4.4 gives the key pattern; older servers and the stand-in only name the index in their text. */
+function violatedKeys({ keyPattern, errmsg }: RawWriteError): readonly string[] | undefined {
+  if (keyPattern !== undefined) return Object.keys(keyPattern);
+  return errmsg !== undefined && /index: _id_ /.test(errmsg) ? ["_id"] : undefined;
+}
+
+function databaseOf(url: string): string {
+  const name = /^mongodb(?:\+srv)?:\/\/[^/?]+\/([^?]+)/.exec(url)?.[1];
+  return name === undefined ? DATABASE_DEFAULT : decodeURIComponent(name);
+}

@@ -1,0 +1,91 @@
+import type { Collection } from "mongodb";
+import { LucidError } from "../../core/errors.ts";
+import type { SessionId } from "../../core/ids.ts";
+import type { NewSession, SessionChange, SessionStore } from "../../pipeline/ports.ts";
+import type { SessionRecord } from "../../schema/record.ts";
+import { coalesce } from "./coalesce.ts";
+import type { MongoConnection } from "./connection.ts";
+import {
+  COLLECTIONS,
+  newSessionDocument,
+  type SessionDocument,
+  sessionRecord,
+  sessionUpdate,
+} from "./documents.ts";
+
+/** Ids in one gathered read; documents are one or two KiB. */
+const FIND_ITEMS_MAX = 100;
+/** A session that is removed between "exists" and the read of it is made anew; twice in a row is no accident. */
+const CREATE_TRIES_MAX = 3;
+
+export class MongoSessionStore implements SessionStore {
+  readonly #connection: MongoConnection;
+  readonly #sessions: Collection<SessionDocument>;
+  readonly #find: (id: SessionId) => Promise<SessionRecord | undefined>;
+
+  constructor(connection: MongoConnection) {
+    this.#connection = connection;
+    this.#sessions = connection.db.collection<SessionDocument>(COLLECTIONS.sessions);
+    this.#find = coalesce({ lanes: 1, itemsMax: FIND_ITEMS_MAX, send: (ids) => this.#findMany(ids) });
+  }
+
+  async find(session: SessionId): Promise<SessionRecord | undefined> {
+    return this.#find(session);
+  }
+
+  async create(session: NewSession): Promise<SessionRecord> {
+    const document = newSessionDocument(session);
+    for (let tries = 0; tries < CREATE_TRIES_MAX; tries++) {
+      const { duplicates } = await this.#connection.write({
+        insert: COLLECTIONS.sessions,
+        documents: [document],
+      });
+      if (duplicates.length === 0) return sessionRecord(document);
+      // Somebody else's session, or our own insert whose reply was lost: the document that is there counts.
+      const first = await this.#find(session.id);
+      if (first !== undefined) return first;
+    }
+    throw new LucidError(
+      "INTERNAL",
+      "a session exists and can't be read; check that nothing removes sessions",
+    );
+  }
+
+  async replace(
+    session: SessionId,
+    version: number,
+    change: SessionChange,
+  ): Promise<"replaced" | "conflict"> {
+    const { n } = await this.#connection.write({
+      update: COLLECTIONS.sessions,
+      updates: [{ q: { _id: session, "tree.version": version }, u: sessionUpdate(change) }],
+    });
+    return n === 1 ? "replaced" : "conflict";
+  }
+
+  async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
+    if (limit < 1) return [];
+    // Both branches are equalities on the first two keys of the index, so the server merges them in the order of the
+    // third and sorts nothing. An open session has no sealed_event.
+    const filter = {
+      $or: [
+        { state: "open" as const, sealed_event: null },
+        { state: "sealed" as const, sealed_event: "pending" as const },
+      ],
+      ...(after === undefined ? {} : { _id: { $gt: after } }),
+    };
+    const documents = await this.#connection.run(() =>
+      this.#sessions.find(filter, { limit, batchSize: limit }).sort({ _id: 1 }).toArray(),
+    );
+    return documents.map(sessionRecord);
+  }
+
+  async #findMany(ids: readonly SessionId[]): Promise<readonly (SessionRecord | undefined)[]> {
+    const distinct = [...new Set(ids)];
+    const documents = await this.#connection.run(() =>
+      this.#sessions.find({ _id: { $in: distinct } }, { batchSize: distinct.length + 1 }).toArray(),
+    );
+    const records = new Map(documents.map((document) => [document._id, sessionRecord(document)]));
+    return ids.map((id) => records.get(id));
+  }
+}

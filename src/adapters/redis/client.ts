@@ -1,0 +1,130 @@
+import { Redis, type RedisOptions } from "ioredis";
+import type { ErrorCode } from "../../core/errors.ts";
+import { redisErrorCode } from "./errors.ts";
+
+/** Hears of every error that a connection, queue or worker emits; often, so the listener limits the rate. */
+export type OnError = (where: string, code: ErrorCode) => void;
+
+export interface RedisTarget {
+  /** redis:// or rediss://; may hold a password and is never logged. */
+  readonly url: string;
+  readonly onError: OnError;
+}
+
+const RECONNECT_FIRST_MS = 50;
+/** Short, because the reliability bar wants work to go on within 10 s of Redis coming back. */
+const RECONNECT_MAX_MS = 1_000;
+const CONNECT_TIMEOUT_MS = 5_000;
+const DISCONNECT_TIMEOUT_MS = 200;
+/** A reply that takes longer is taken as lost. Far above the time of the largest payload. */
+const COMMAND_TIMEOUT_MS = 10_000;
+/** A failover can leave us connected to what is a replica now: reconnect, and send the command again. */
+const RECONNECT_AND_RESEND = 2;
+
+type ClientOptions = Omit<RedisOptions, "replyMapping">;
+
+const COMMON: ClientOptions = {
+  // ioredis keeps a timer of this length after every disconnect of a connection that was lost already.
+  disconnectTimeout: DISCONNECT_TIMEOUT_MS,
+  connectTimeout: CONNECT_TIMEOUT_MS,
+  retryStrategy: (times) => Math.min(RECONNECT_FIRST_MS * 2 ** Math.min(times - 1, 10), RECONNECT_MAX_MS),
+  reconnectOnError: (error) => (error.message.startsWith("READONLY") ? RECONNECT_AND_RESEND : false),
+};
+
+/** Commands wait for Redis as long as it takes: what BullMQ's workers need. */
+const WAITS: ClientOptions = { ...COMMON, maxRetriesPerRequest: null };
+
+/**
+ * Commands fail at once while Redis is away, and those in flight when it goes. The pipeline waits by itself
+ * (patience.ts), can be told to stop, and reports that it waits; a command in a client's queue can't.
+ */
+const FAILS_FAST: ClientOptions = {
+  ...COMMON,
+  maxRetriesPerRequest: 0,
+  enableOfflineQueue: false,
+  autoResendUnfulfilledCommands: false,
+  commandTimeout: COMMAND_TIMEOUT_MS,
+};
+
+/** A connection that knows the copies which BullMQ makes of it, so that all can be counted and cut. */
+export class OwnedRedis extends Redis {
+  readonly #where: string;
+  readonly #onError: OnError;
+  readonly #copies: Redis[] = [];
+  #commands = 0;
+
+  constructor(url: string, where: string, options: ClientOptions, onError: OnError) {
+    super(url, options);
+    this.#where = where;
+    this.#onError = onError;
+    this.#listen(this);
+  }
+
+  /** Commands sent by this connection, a script call or a command in a pipeline counting as one each. */
+  get commands(): number {
+    return this.#commands;
+  }
+
+  override sendCommand(...[command, stream]: Parameters<Redis["sendCommand"]>): unknown {
+    this.#commands += 1;
+    return super.sendCommand(command, stream);
+  }
+
+  override duplicate(override?: Partial<RedisOptions>): Redis {
+    const copy = super.duplicate(override);
+    this.#listen(copy);
+    this.#copies.push(copy);
+    return copy;
+  }
+
+  /** Cuts the connections: what waits for a reply is rejected. */
+  cut(): void {
+    // To disconnect one that has ended would only leave ioredis' timer behind, for two seconds.
+    for (const client of [this, ...this.#copies]) if (client.status !== "end") client.disconnect();
+  }
+
+  #listen(client: Redis): void {
+    client.on("error", (thrown: unknown) => {
+      this.#onError(this.#where, redisErrorCode(thrown));
+    });
+  }
+}
+
+export function waitingClient({ url, onError }: RedisTarget, where: string): OwnedRedis {
+  return new OwnedRedis(url, where, WAITS, onError);
+}
+
+export function failFastClient({ url, onError }: RedisTarget, where: string): OwnedRedis {
+  return new OwnedRedis(url, where, FAILS_FAST, onError);
+}
+
+/** Resolves true when the connection is usable, false when that took longer than `timeoutMs`. Never rejects. */
+export async function waitUntilReady(client: Redis, timeoutMs: number): Promise<boolean> {
+  if (client.status === "ready") return true;
+  return new Promise((resolve) => {
+    const end = (ready: boolean): void => {
+      clearTimeout(timer);
+      client.off("ready", onReady);
+      resolve(ready);
+    };
+    const onReady = (): void => end(true);
+    const timer = setTimeout(end, timeoutMs, false);
+    client.on("ready", onReady);
+  });
+}
+
+const QUIT_TIMEOUT_MS = 1_000;
+
+/** Lets replies that are under way arrive, within a second, and never waits for a Redis that is away. */
+export async function closeClient(client: OwnedRedis): Promise<void> {
+  if (client.status === "ready") {
+    const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+    client.once("end", end);
+    client.quit().catch(end);
+    const timer = setTimeout(end, QUIT_TIMEOUT_MS);
+    await ended;
+    clearTimeout(timer);
+    client.off("end", end);
+  }
+  client.cut();
+}

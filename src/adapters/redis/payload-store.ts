@@ -1,0 +1,119 @@
+import { asBuffer } from "../../core/bytes.ts";
+import { LucidError } from "../../core/errors.ts";
+import { isId, type SessionId } from "../../core/ids.ts";
+import type { PayloadStore } from "../../pipeline/ports.ts";
+import type { PayloadRef } from "../../schema/job.ts";
+import { coalesce } from "../coalesce.ts";
+import { closeClient, failFastClient, type RedisTarget, waitUntilReady } from "./client.ts";
+import { asRedisError } from "./errors.ts";
+
+/** Keys of one UNLINK. Redis frees them in the background. */
+const UNLINK_COUNT_MAX = 256;
+
+export interface RedisPayloadStore extends PayloadStore {
+  /** Puts bytes under a key that only jobs of this session may name; gone after `ttlSeconds` at the latest. */
+  write(session: SessionId, name: string, bytes: Uint8Array, ttlSeconds: number): Promise<PayloadRef>;
+  /** Commands sent so far. */
+  readonly commands: number;
+  readonly connected: boolean;
+  /** False if the connection isn't usable within `timeoutMs`. */
+  waitUntilReady(timeoutMs: number): Promise<boolean>;
+  close(): Promise<void>;
+}
+
+/**
+ * Claim checks in Redis (contract §3), over a connection of its own: behind a megabyte of payload the renewal of
+ * job locks would have to wait.
+ */
+export function createRedisPayloadStore(target: RedisTarget): RedisPayloadStore {
+  const client = failFastClient(target, "payloads");
+  const unlink = coalesce<string, void>({
+    send: async (keys) => {
+      await unlinkBySession(keys, (own) => client.unlink(...own));
+      return keys.map(() => undefined);
+    },
+    itemsMax: UNLINK_COUNT_MAX,
+    lanes: 1,
+  });
+
+  return {
+    async read(session, ref, bytesMax) {
+      const key = ownKey(session, ref);
+      try {
+        // One byte more than allowed, never the whole of a value that is too large. An absent key reads as empty.
+        const bytes = await client.getrangeBuffer(key, 0, bytesMax);
+        return bytes.byteLength === 0 ? undefined : wholeBuffer(bytes);
+      } catch (thrown) {
+        if (isWrongType(thrown))
+          throw new LucidError("PAYLOAD_MISSING", "payload_ref.key holds no plain value");
+        throw asRedisError(thrown);
+      }
+    },
+
+    async remove(session, ref) {
+      try {
+        await unlink(ownKey(session, ref));
+      } catch (thrown) {
+        throw asRedisError(thrown);
+      }
+    },
+
+    async write(session, name, bytes, ttlSeconds) {
+      const ref: PayloadRef = { store: "redis", key: payloadKey(session, name) };
+      try {
+        await client.set(ownKey(session, ref), asBuffer(bytes), "EX", ttlSeconds);
+      } catch (thrown) {
+        throw asRedisError(thrown);
+      }
+      return ref;
+    },
+
+    get commands() {
+      return client.commands;
+    },
+    get connected() {
+      return client.status === "ready";
+    },
+    waitUntilReady: (timeoutMs) => waitUntilReady(client, timeoutMs),
+    close: () => closeClient(client),
+  };
+}
+
+/** Contract §3; the braces spread sessions over a Redis Cluster and keep each in one slot. */
+function payloadKey(session: SessionId, name: string): string {
+  return `lucid:payload:{${session}}:${name}`;
+}
+
+/** Checked again although parse-job.ts did: what is read and deleted here is whatever the key says. */
+function ownKey(session: SessionId, ref: PayloadRef): string {
+  const prefix = payloadKey(session, "");
+  if (ref.store !== "redis" || !ref.key.startsWith(prefix) || !isId(ref.key.slice(prefix.length))) {
+    throw new LucidError(
+      "PAYLOAD_REF_FORBIDDEN",
+      "payload_ref.key must be a payload key of the job's own session",
+    );
+  }
+  return ref.key;
+}
+
+/** Keys of several sessions lie in several slots of a cluster, and one command may only name one slot. */
+async function unlinkBySession(
+  keys: readonly string[],
+  unlink: (keys: readonly string[]) => Promise<unknown>,
+): Promise<void> {
+  const bySession = Map.groupBy(keys, (key) => key.slice(0, key.indexOf("}")));
+  await Promise.all([...bySession.values()].map(unlink));
+}
+
+/**
+ * Memory that can be handed to a thread. ioredis joins a value that came in several reads into memory of its own, which
+ * is returned as it is; a small one is a view of the socket's buffer, shared with other replies, and copied.
+ */
+function wholeBuffer(bytes: Uint8Array): Uint8Array {
+  const whole = bytes.byteOffset === 0 && bytes.byteLength === bytes.buffer.byteLength;
+  return whole ? bytes : new Uint8Array(bytes);
+}
+
+function isWrongType(thrown: unknown): boolean {
+  return thrown instanceof Error && thrown.message.startsWith("WRONGTYPE");
+}

@@ -1,0 +1,41 @@
+import { LucidError } from "../../core/errors.ts";
+import type { JobObserver } from "../bullmq/job-worker.ts";
+import type { Log } from "../../telemetry/log.ts";
+import type { Metrics } from "../../telemetry/metrics.ts";
+
+/** What the queues report, as log lines and metrics. */
+export function createJobObserver(log: Log, metrics: Metrics): JobObserver {
+  return {
+    onError(where, code) {
+      log.event("queue_error", { queue: where, err: new LucidError(code, "redis or its connection failed") });
+    },
+    onStalled(queue, jobId) {
+      metrics.count("jobs_stalled_total", { queue });
+      log.event("job_stalled", { queue, job_id: jobId });
+    },
+    onOutcome(report) {
+      const { queue, jobId, attempt, code, outcome } = report;
+      if (code === undefined) return;
+      const err = new LucidError(code, "docs/errors.md says what it means and what to do");
+      const chunk = {
+        ...(report.sessionId === undefined ? {} : { session_id: report.sessionId }),
+        ...(report.chunkIndex === undefined ? {} : { chunk_index: report.chunkIndex }),
+      };
+      switch (outcome) {
+        case "completed":
+          return;
+        case "released":
+          log.event("job_released", { queue, job_id: jobId, err });
+          return;
+        case "retried":
+          metrics.count("job_retries_total", { code });
+          log.event("job_retry", { queue, job_id: jobId, attempt, err, ...chunk });
+          return;
+        case "failed":
+          metrics.count("job_failures_total", { code });
+          metrics.count("chunks_total", { outcome: "failed", codec: "none" });
+          log.event("chunk_failed", { job_id: jobId, attempt, err, ...chunk });
+      }
+    },
+  };
+}

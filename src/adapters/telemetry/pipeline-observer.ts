@@ -1,0 +1,107 @@
+import { LucidError } from "../../core/errors.ts";
+import { toHex } from "../../core/bytes.ts";
+import type { Observer, PipelineEvent } from "../../pipeline/ports.ts";
+import type { Log } from "../../telemetry/log.ts";
+import type { Metrics } from "../../telemetry/metrics.ts";
+
+type Handlers = {
+  readonly [Kind in PipelineEvent["kind"]]: (event: Extract<PipelineEvent, { readonly kind: Kind }>) => void;
+};
+
+/** Turns what the pipeline reports into log lines and metrics; one entry per kind, so that none is forgotten. */
+export function createObserver(log: Log, metrics: Metrics): Observer {
+  const handlers: Handlers = {
+    stage: ({ stage, seconds }) => metrics.observe("stage_seconds", { stage }, seconds),
+    "chunk-committed": ({ chunk, seconds }) => {
+      metrics.count("chunks_total", { outcome: "committed", codec: chunk.codec });
+      metrics.observe("chunk_seconds", {}, seconds);
+      metrics.count("chunk_original_bytes_total", {}, chunk.originalBytes);
+      metrics.count("chunk_stored_bytes_total", {}, chunk.storedBytes);
+      metrics.observe(
+        "compression_ratio",
+        { codec: chunk.codec },
+        chunk.originalBytes / chunk.compressedBytes,
+      );
+      if (!log.enabled("chunk_committed")) return;
+      log.event("chunk_committed", {
+        session_id: chunk.sessionId,
+        chunk_index: chunk.index,
+        duration_ms: Math.round(seconds * 1000),
+        codec: chunk.codec,
+        key_version: chunk.keyVersion,
+        original_bytes: chunk.originalBytes,
+        stored_bytes: chunk.storedBytes,
+      });
+    },
+    "chunk-adopted": ({ sessionId, index, codec }) => {
+      metrics.count("chunks_total", { outcome: "adopted", codec });
+      log.event("chunk_adopted", { session_id: sessionId, chunk_index: index });
+    },
+    "chunk-withdrawn": ({ sessionId, index }) =>
+      log.event("chunk_withdrawn", { session_id: sessionId, chunk_index: index }),
+    "tree-grown": ({ sessionId, size, added }) =>
+      log.event("tree_grown", { session_id: sessionId, tree_size: size, count: added }),
+    "tree-conflict": ({ sessionId }) => {
+      metrics.count("tree_conflicts_total", {});
+      log.event("tree_conflict", { session_id: sessionId });
+    },
+    "session-created": ({ sessionId }) => log.event("session_opened", { session_id: sessionId }),
+    "session-sealed": ({ sessionId, size, root }) => {
+      metrics.count("sessions_sealed_total", {});
+      log.event("session_sealed", { session_id: sessionId, tree_size: size, root_hash: toHex(root) });
+    },
+    "session-gap": ({ sessionId, first, missing }) => {
+      metrics.count("session_gaps_total", {});
+      log.event("session_gap", { session_id: sessionId, chunk_index: first, count: missing });
+    },
+    "session-stuck": ({ sessionId, code }) => {
+      metrics.count("sessions_stuck_total", { code });
+      log.event("session_stuck", { session_id: sessionId, err: new LucidError(code, "see docs/errors.md") });
+    },
+    "epoch-started": ({ sessionId, keyVersion }) =>
+      log.event("epoch_started", { session_id: sessionId, key_version: keyVersion }),
+    "event-relayed": ({ type, eventId, swept }) => {
+      metrics.count("events_relayed_total", { type, by: swept ? "sweeper" : "worker" });
+      log.event("event_relayed", { event_id: eventId, event_type: type });
+    },
+    "mark-lost": ({ code }) =>
+      log.event("relay_failed", {
+        err: new LucidError(code, "an event stays pending; the sweeper announces it again"),
+      }),
+    outbox: ({ pending, oldestSeconds }) => {
+      metrics.set("outbox_pending_events", {}, pending);
+      metrics.set("outbox_oldest_event_age_seconds", {}, oldestSeconds);
+    },
+    "events-swept": ({ count }) => log.event("sweep_events", { count }),
+    "blobs-swept": ({ removed }) => {
+      metrics.count("orphan_blobs_removed_total", {}, removed);
+      log.event("sweep_blobs", { count: removed });
+    },
+    waiting: ({ operation, code, seconds }) => {
+      metrics.count("dependency_waits_total", { code });
+      const err = new LucidError(code, "the server does not answer; waiting for it");
+      log.event("store_unavailable", {
+        what: dependencyOf(code),
+        stage: operation,
+        duration_ms: Math.round(seconds * 1000),
+        err,
+      });
+    },
+    resumed: ({ code, operation, seconds }) =>
+      log.event("store_recovered", {
+        what: dependencyOf(code),
+        stage: operation,
+        duration_ms: Math.round(seconds * 1000),
+      }),
+  };
+  return {
+    report(event) {
+      (handlers[event.kind] as (event: PipelineEvent) => void)(event);
+    },
+  };
+}
+
+/** What an outage's code names: STORE_UNAVAILABLE is MongoDB, QUEUE_UNAVAILABLE Redis. */
+function dependencyOf(code: string): string {
+  return code === "STORE_UNAVAILABLE" ? "mongodb" : "redis";
+}

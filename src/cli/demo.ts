@@ -1,0 +1,37 @@
+import type { Command } from "commander";
+import { newCommand, perform } from "./command.ts";
+import { formatBytes, formatTable } from "./output.ts";
+
+export function demoCommand(): Command {
+  return newCommand("demo", "process a real file end to end with servers of its own, and prove the result")
+    .argument("[file]", "file to process (default: the Node executable that runs this)")
+    .option("--keep", "leave the servers' data and say how to look at it")
+    .action((file: string | undefined, { json, keep }: { json?: boolean; keep?: boolean }) =>
+      perform(json, async (output, signal) => {
+        // Servers and test containers are no part of the service: they are loaded only where they are used.
+        const { runDemo } = await import("../../deploy/local/demo.ts");
+        const report = await runDemo({ file: file ?? process.execPath, keep: keep ?? false, output, signal });
+        output.result(
+          report,
+          formatTable([
+            ["chunks", String(report.chunks)],
+            ["bytes in", `${formatBytes(report.bytes)} (${report.bytes})`],
+            [
+              "bytes stored",
+              `${formatBytes(report.stored_bytes)}, ratio ${(report.bytes / report.stored_bytes).toFixed(2)}`,
+            ],
+            [
+              "speed",
+              `${report.mb_per_s.toFixed(1)} MB/s, ${report.seconds.toFixed(1)} s from first job to seal`,
+            ],
+            ["root", `${report.root_hash} (equal to the RFC 9162 recursion)`],
+            ["events", `${report.events} (repeats dropped: ${report.repeats})`],
+            ["restored", report.restored_identical ? "identical, bit for bit" : "DIFFERENT"],
+            ["redis", report.redis],
+            ["mongodb", report.mongodb],
+          ]),
+        );
+        return report.restored_identical ? 0 : 1;
+      }),
+    );
+}

@@ -1,0 +1,23 @@
+import { MongoBlobStore } from "../adapters/mongo/blob-store.ts";
+import { MongoChunkStore } from "../adapters/mongo/chunk-store.ts";
+import { connectMongo } from "../adapters/mongo/connection.ts";
+import { MongoSessionStore } from "../adapters/mongo/session-store.ts";
+import { SERVICE } from "../version.ts";
+
+export interface OpenStores {
+  readonly sessions: MongoSessionStore;
+  readonly chunks: MongoChunkStore;
+  readonly blobs: MongoBlobStore;
+  close(): Promise<void>;
+}
+
+/** The stores for a command; fails within seconds when MongoDB doesn't answer. */
+export async function openStores(mongodbUrl: string): Promise<OpenStores> {
+  const mongo = await connectMongo({ url: mongodbUrl, appName: `${SERVICE} command` });
+  return {
+    sessions: new MongoSessionStore(mongo),
+    chunks: new MongoChunkStore(mongo),
+    blobs: new MongoBlobStore(mongo),
+    close: () => mongo.close(),
+  };
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env node
+import { Command } from "commander";
+import { VERSION } from "../version.ts";
+import { configCommand } from "./config.ts";
+import { demoCommand } from "./demo.ts";
+import { enqueueCommand } from "./enqueue.ts";
+import { finalizeCommand } from "./finalize.ts";
+import { restoreCommand } from "./restore.ts";
+import { runCommand } from "./run.ts";
+import { statusCommand } from "./status.ts";
+
+/** Wrong usage, as most programs report it; a command that failed exits with 1. */
+const EXIT_USAGE = 2;
+
+const program = new Command("session-processor")
+  .description("Compresses, encrypts and Merkle-hashes recorded session chunks, exactly once, verifiably.")
+  .version(VERSION)
+  .showHelpAfterError("(--help shows what is allowed)")
+  .addCommand(runCommand())
+  .addCommand(demoCommand())
+  .addCommand(enqueueCommand())
+  .addCommand(finalizeCommand())
+  .addCommand(statusCommand())
+  .addCommand(restoreCommand())
+  .addCommand(configCommand());
+
+for (const command of [program, ...program.commands]) {
+  command.exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
+}
+await program.parseAsync();

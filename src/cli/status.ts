@@ -1,0 +1,123 @@
+import type { Command } from "commander";
+import { createQueueStats } from "../adapters/bullmq/queue-stats.ts";
+import { type Config, loadProcessConfig } from "../config.ts";
+import { toHex } from "../core/bytes.ts";
+import { LucidError } from "../core/errors.ts";
+import { sessionId } from "../core/ids.ts";
+import { missingRanges } from "../pipeline/sweep.ts";
+import { QUEUE_CHUNKS, QUEUE_CONTROL } from "../schema/job.ts";
+import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
+import { openStores } from "./open-stores.ts";
+import { formatBytes, formatTable, type Output } from "./output.ts";
+
+/** Later chunks that a look for gaps takes in. */
+const GAP_WINDOW_CHUNKS = 1_000;
+const CONNECT_POLL_MS = 50;
+const CONNECT_DEADLINE_MS = 5_000;
+
+export function statusCommand(): Command {
+  return newCommand("status", "show the queues, or how far a session is")
+    .argument("[session]", "session id")
+    .action((session: string | undefined, { json }: { json?: boolean }) =>
+      perform(json, async (output) =>
+        session === undefined
+          ? queueStatus(output, loadProcessConfig({ needs: ["redis"] }).config)
+          : sessionStatus(output, loadProcessConfig({ needs: ["mongodb"] }).config, session),
+      ),
+    );
+}
+
+async function queueStatus(output: Output, config: Config): Promise<number> {
+  const stats = createQueueStats({
+    url: config.redis.url.reveal(),
+    prefix: config.queues.prefix,
+    queues: [QUEUE_CHUNKS, QUEUE_CONTROL, ...config.queues.events],
+    onError: () => undefined,
+  });
+  try {
+    const deadlineMs = performance.now() + CONNECT_DEADLINE_MS;
+    while (!stats.connected && performance.now() < deadlineMs) {
+      await new Promise((resolve) => setTimeout(resolve, CONNECT_POLL_MS));
+    }
+    const queues = await stats.read();
+    output.result(
+      {
+        queues: queues.map(({ queue, depth, oldestWaitingSeconds }) => ({
+          queue,
+          ...depth,
+          oldest_waiting_seconds: oldestWaitingSeconds,
+        })),
+      },
+      formatTable(
+        queues.map(({ queue, depth, oldestWaitingSeconds }) => [
+          queue,
+          `${depth.waiting} waiting (oldest ${oldestWaitingSeconds.toFixed(0)} s), ${depth.active} active, ` +
+            `${depth.delayed} delayed, ${depth.failed} failed`,
+        ]),
+      ),
+    );
+    return 0;
+  } finally {
+    await stats.close();
+  }
+}
+
+async function sessionStatus(output: Output, config: Config, text: string): Promise<number> {
+  const session = sessionId(text);
+  const stores = await openStores(config.mongodb.url.reveal());
+  try {
+    const record = await stores.sessions.find(session);
+    if (record === undefined) {
+      throw new LucidError("SESSION_UNKNOWN", "there is no session of that id in this database");
+    }
+    const later =
+      record.state === "open" ? await stores.chunks.beyond(session, record.tree.size, GAP_WINDOW_CHUNKS) : [];
+    const missing =
+      record.state === "open" ? missingRanges(record.tree.size, later, record.expectedCount) : [];
+    const root = record.tree.root === undefined ? null : toHex(record.tree.root);
+    output.result(
+      {
+        session_id: session,
+        state: record.state,
+        tree_size: record.tree.size,
+        root_hash: root,
+        hash_algorithm: record.hashAlgorithm,
+        expected_count: record.expectedCount ?? null,
+        waiting_for_gap: later.length,
+        missing,
+        original_bytes: record.totals.originalBytes,
+        stored_bytes: record.totals.storedBytes,
+        created_at: record.createdAt.toISOString(),
+        sealed_at: record.sealedAt?.toISOString() ?? null,
+        sealed_event: record.sealedEvent ?? null,
+        key_versions: record.keys.map(({ keyVersion, kekVersion }) => ({
+          key_version: keyVersion,
+          kek_version: kekVersion,
+        })),
+      },
+      formatTable([
+        ["session", session],
+        ["state", record.state],
+        ["chunks in tree", `${record.tree.size}${expectedText(record.expectedCount)}`],
+        ["root", root === null ? "(empty)" : `${root} (${record.hashAlgorithm})`],
+        [
+          "bytes",
+          `${formatBytes(record.totals.originalBytes)}, stored ${formatBytes(record.totals.storedBytes)}`,
+        ],
+        ["missing", missing.length === 0 ? "none" : missing.map(rangeText).join(", ")],
+        ["behind a gap", `${later.length} chunks`],
+      ]),
+    );
+    return missing.length === 0 ? 0 : EXIT_FAILURE;
+  } finally {
+    await stores.close();
+  }
+}
+
+function expectedText(count: number | undefined): string {
+  return count === undefined ? " (not finalized)" : ` of ${count}`;
+}
+
+function rangeText([first, last]: readonly [number, number]): string {
+  return first === last ? String(first) : `${first}–${last}`;
+}

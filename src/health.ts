@@ -1,0 +1,136 @@
+import type { Consumer } from "./adapters/bullmq/job-worker.ts";
+import type { QueueStats, QueueStatsReader } from "./adapters/bullmq/queue-stats.ts";
+import { boundedCheck, type Check, type SidecarSources } from "./adapters/http/sidecar.ts";
+import type { MongoConnection } from "./adapters/mongo/connection.ts";
+import type { CpuThreads } from "./adapters/threads/cpu-threads.ts";
+import type { Config } from "./config.ts";
+import { QUEUE_CHUNKS } from "./schema/job.ts";
+import type { Metrics } from "./telemetry/metrics.ts";
+
+/** Jobs that wait while the worker has room and takes none for this long mean that it has stopped fetching. */
+const PICKUP_STALL_MS = 30_000;
+
+export interface HealthParts {
+  readonly config: Config;
+  readonly mongo: Pick<MongoConnection, "ping">;
+  readonly redis: { readonly connected: boolean };
+  readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy">;
+  readonly stats: QueueStatsReader;
+  readonly consumers: { readonly chunks: Consumer; readonly control: Consumer };
+  readonly metrics: Metrics;
+}
+
+export interface Health {
+  readonly sources: SidecarSources;
+  setReady(ready: boolean): void;
+}
+
+/** What /health, /ready and /metrics look at (contract §12). */
+export function createHealth(parts: HealthParts): Health {
+  const { config, mongo, redis, threads, stats, consumers, metrics } = parts;
+  const pickup = new PickupWatch(consumers.chunks, () => performance.now());
+  let ready = false;
+  metrics.set("ready", {}, 0);
+
+  metrics.beforeScrape(["queue_jobs", "queue_oldest_job_age_seconds"], async () => {
+    for (const queue of await stats.read()) setQueueGauges(metrics, queue);
+  });
+  metrics.beforeScrape(["cpu_threads", "cpu_queue_jobs"], () => {
+    metrics.set("cpu_threads", { state: "busy" }, threads.busy);
+    metrics.set("cpu_threads", { state: "idle" }, config.kernel.threads - threads.busy);
+    metrics.set("cpu_queue_jobs", {}, threads.queued);
+  });
+  metrics.beforeScrape(["dependency_up"], async () => {
+    metrics.set("dependency_up", { dependency: "redis" }, redis.connected ? 1 : 0);
+    const isUp = await mongo.ping().then(
+      () => true,
+      () => false,
+    );
+    metrics.set("dependency_up", { dependency: "mongodb" }, isUp ? 1 : 0);
+  });
+
+  return {
+    setReady(isReady) {
+      ready = isReady;
+      metrics.set("ready", {}, isReady ? 1 : 0);
+    },
+    sources: {
+      health: () =>
+        Promise.all([
+          // That this runs at all says that the event loop turns.
+          boundedCheck("event_loop", true, async () => "turns"),
+          boundedCheck("cpu_threads", true, () => answers(threads), {
+            failure: "a CPU thread does not answer",
+          }),
+          pickupCheck(pickup, stats),
+        ]),
+      ready: () =>
+        Promise.all([
+          boundedCheck("service", true, () => isServing(ready), { failure: "starting or stopping" }),
+          boundedCheck("mongodb", true, async () => {
+            await mongo.ping();
+            return "answers";
+          }),
+          boundedCheck("redis", true, async () => {
+            await stats.read();
+            return "answers";
+          }),
+          boundedCheck("key_ring", true, async () => "loaded"),
+        ]),
+      metrics: () => metrics.text(),
+    },
+  };
+}
+
+async function answers(threads: Pick<CpuThreads, "ping">): Promise<string> {
+  if (!(await threads.ping())) throw new Error("no answer");
+  return "answer";
+}
+
+async function isServing(ready: boolean): Promise<string> {
+  if (!ready) throw new Error("not serving");
+  return "serving";
+}
+
+/** With Redis away nobody can say whether jobs wait: that is for /ready to show, not a reason to kill the process. */
+async function pickupCheck(pickup: PickupWatch, stats: QueueStatsReader): Promise<Check> {
+  const name = "jobs";
+  const waiting = await stats.read().then(
+    (queues) => queues.find(({ queue }) => queue === QUEUE_CHUNKS)?.depth.waiting ?? 0,
+    () => undefined,
+  );
+  if (waiting === undefined)
+    return { name, ok: true, required: true, detail: "unknown: redis does not answer" };
+  const stalledMs = pickup.observe(waiting);
+  const ok = stalledMs < PICKUP_STALL_MS;
+  return { name, ok, required: true, detail: ok ? "picked up" : "jobs wait and none is picked up" };
+}
+
+/** For how long jobs have been waiting while no delivery was taken and none was running. */
+class PickupWatch {
+  readonly #consumer: Pick<Consumer, "deliveries" | "running">;
+  readonly #nowMs: () => number;
+  #deliveries = 0;
+  #sinceMs: number | undefined;
+
+  constructor(consumer: Pick<Consumer, "deliveries" | "running">, nowMs: () => number) {
+    this.#consumer = consumer;
+    this.#nowMs = nowMs;
+  }
+
+  observe(waiting: number): number {
+    const { deliveries, running } = this.#consumer;
+    const isMoving = deliveries !== this.#deliveries || running > 0 || waiting === 0;
+    this.#deliveries = deliveries;
+    if (isMoving) this.#sinceMs = undefined;
+    else this.#sinceMs ??= this.#nowMs();
+    return this.#sinceMs === undefined ? 0 : this.#nowMs() - this.#sinceMs;
+  }
+}
+
+function setQueueGauges(metrics: Metrics, { queue, depth, oldestWaitingSeconds }: QueueStats): void {
+  for (const [state, jobs] of Object.entries(depth) as [keyof typeof depth, number][]) {
+    metrics.set("queue_jobs", { queue, state }, jobs);
+  }
+  metrics.set("queue_oldest_job_age_seconds", { queue }, oldestWaitingSeconds);
+}

@@ -1,0 +1,351 @@
+import { createEventPublisher } from "./adapters/bullmq/event-publisher.ts";
+import { createChunkConsumer } from "./adapters/bullmq/chunk-consumer.ts";
+import { createControlConsumer } from "./adapters/bullmq/control-consumer.ts";
+import type { Consumer, JobObserver } from "./adapters/bullmq/job-worker.ts";
+import { createQueueStats } from "./adapters/bullmq/queue-stats.ts";
+import { createFilePayloadStore } from "./adapters/file/payload-store.ts";
+import { startSidecar } from "./adapters/http/sidecar.ts";
+import { MongoBlobStore } from "./adapters/mongo/blob-store.ts";
+import { MongoChunkStore } from "./adapters/mongo/chunk-store.ts";
+import { connectMongo, type MongoConnection } from "./adapters/mongo/connection.ts";
+import { ensureIndexes } from "./adapters/mongo/indexes.ts";
+import { MongoSessionStore } from "./adapters/mongo/session-store.ts";
+import { MongoTileStore } from "./adapters/mongo/tile-store.ts";
+import { payloadStoreOf } from "./adapters/payload-store.ts";
+import { createRedisPayloadStore } from "./adapters/redis/payload-store.ts";
+import { createSystemClock } from "./adapters/system/clock.ts";
+import { systemRandomBytes } from "./adapters/system/random.ts";
+import { CpuThreads } from "./adapters/threads/cpu-threads.ts";
+import { type Config, type LoadedConfig, loadProcessConfig, reloadable, restartRequired } from "./config.ts";
+import { toHex } from "./core/bytes.ts";
+import type { KeyRing } from "./core/encrypt/kek.ts";
+import { type ErrorCode, LucidError } from "./core/errors.ts";
+import { createHealth } from "./health.ts";
+import { keyRingOf } from "./key-ring.ts";
+import { createPipeline, type Pipeline } from "./pipeline/pipeline.ts";
+import type { Clock } from "./pipeline/ports.ts";
+import { QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
+import { createJobObserver } from "./adapters/telemetry/job-observer.ts";
+import { createLog, type Log } from "./telemetry/log.ts";
+import { SERVICE, VERSION } from "./version.ts";
+import { createMetrics, type Metrics } from "./telemetry/metrics.ts";
+import { createObserver } from "./adapters/telemetry/pipeline-observer.ts";
+
+/** finalize-session is rare and waits for the tree more than it works. */
+const CONTROL_CONCURRENCY = 4;
+const CONNECT_PAUSE_FIRST_MS = 200;
+const CONNECT_PAUSE_MAX_MS = 2_000;
+/** Sweeps of replicas that started together must not stay together. */
+const SWEEP_JITTER = 0.2;
+/** After the deadline of the jobs, for connections to close; then the process ends as it is. */
+const CLOSE_GRACE_MS = 4_000;
+
+/**
+ * The service from start to end: validate → connect → indexes → threads → queues → ready, and back in order on SIGTERM
+ * or SIGINT. Resolves with the exit code.
+ */
+export async function runService(loaded: LoadedConfig): Promise<number> {
+  const { config } = loaded;
+  const log = createLog({ level: config.log.level, service: SERVICE, version: VERSION });
+  const queues = [QUEUE_CHUNKS, QUEUE_CONTROL, ...config.queues.events];
+  const metrics = createMetrics({ version: VERSION, queues });
+  const clock = createSystemClock();
+  const stop = new StopRequest(log);
+  log.event("service_starting", { threads: config.kernel.threads, concurrency: config.queues.concurrency });
+  for (const warning of loaded.warnings) log.event("config_warning", { warning });
+  try {
+    const keyRing = keyRingOf(config);
+    const mongo = await connectPatiently(config, clock, log, stop.signal);
+    if (mongo === undefined) return 0;
+    const service = await startService({ config, keyRing, mongo, log, metrics, clock });
+    const reload = (): void => reloadConfig(loaded, (jobs) => service.setConcurrency(jobs), log);
+    process.on("SIGHUP", reload);
+    const reason = await stop.requested;
+    process.off("SIGHUP", reload);
+    await service.stop(reason);
+    return 0;
+  } finally {
+    stop.release();
+    metrics.close();
+    log.flush();
+  }
+}
+
+interface Parts {
+  readonly config: Config;
+  readonly keyRing: KeyRing;
+  readonly mongo: MongoConnection;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly clock: Clock;
+}
+
+interface Service {
+  setConcurrency(jobs: number): void;
+  /** Never rejects; bounded by the shutdown deadline and CLOSE_GRACE_MS. */
+  stop(reason: string): Promise<void>;
+}
+
+async function startService(parts: Parts): Promise<Service> {
+  const { config, mongo, log, metrics, clock } = parts;
+  const startedMs = clock.monotonicMs();
+  /** Fires when whatever still waits for a server must give up. */
+  const stopped = new AbortController();
+  /** Fires first: no new sweeps. */
+  const draining = new AbortController();
+
+  const jobObserver = createJobObserver(log, metrics);
+  const adapters = createAdapters(parts, jobObserver);
+  const { threads, events, redisPayloads, stats } = adapters;
+  const pipeline = createPipeline(
+    {
+      sessions: new MongoSessionStore(mongo),
+      chunks: new MongoChunkStore(mongo),
+      blobs: new MongoBlobStore(mongo),
+      tiles: new MongoTileStore(mongo),
+      payloads: adapters.payloads,
+      events,
+      threads,
+      clock,
+      random: systemRandomBytes,
+      observer: createObserver(log, metrics),
+    },
+    {
+      keyRing: parts.keyRing,
+      hashAlgorithm: config.merkle.hashAlgorithm,
+      chunkBytesMax: config.limits.chunkBytesMax,
+      sessionBytesMax: config.limits.sessionBytesMax,
+      compressionThresholdBytes: config.compression.thresholdBytes,
+      epochAgeMaxMs: config.encryption.keyRotationIntervalMs,
+      eventPendingMs: config.sweep.eventPendingMs,
+      gapAlertMs: config.sweep.gapAlertMs,
+      orphanBlobMs: config.sweep.orphanBlobMs,
+    },
+    stopped.signal,
+  );
+  const consumers = createConsumers(parts, pipeline, events, jobObserver);
+  const health = createHealth({ config, mongo, threads, stats, consumers, redis: redisPayloads, metrics });
+  const sidecar = await startSidecar(health.sources, {
+    bind: config.http.bind,
+    port: config.http.port,
+    service: SERVICE,
+    version: VERSION,
+    metricsContentType: metrics.contentType,
+    onError: (err) => log.event("sidecar_error", { err }),
+  });
+  for (const consumer of Object.values(consumers)) consumer.start();
+  const sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
+  health.setReady(true);
+  log.event("ready", { port: sidecar.port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
+
+  return {
+    setConcurrency: (jobs) => consumers.chunks.setConcurrency(jobs),
+    async stop(reason) {
+      const stoppingMs = clock.monotonicMs();
+      const { deadlineMs } = config.shutdown;
+      health.setReady(false);
+      log.event("stopping", { reason });
+      draining.abort();
+      const giveUp = setTimeout(() => stopped.abort(), deadlineMs);
+      const close = async (): Promise<void> => {
+        await Promise.all(Object.values(consumers).map((consumer) => consumer.stop({ deadlineMs })));
+        await sweeping;
+        await pipeline.settled();
+        stopped.abort();
+        await Promise.all([threads.close(), events.close(), redisPayloads.close(), stats.close()]);
+        await mongo.close();
+        await sidecar.close();
+      };
+      const closed = await endsWithin(close(), deadlineMs + CLOSE_GRACE_MS);
+      clearTimeout(giveUp);
+      const duration_ms = Math.round(clock.monotonicMs() - stoppingMs);
+      if (closed) log.event("stopped", { duration_ms });
+      else log.event("stop_deadline_passed", { what: "closing", duration_ms });
+    },
+  };
+}
+
+function createAdapters({ config, log, metrics }: Parts, observer: JobObserver) {
+  const target = {
+    url: config.redis.url.reveal(),
+    onError: (where: string, code: ErrorCode) => observer.onError(where, code),
+  };
+  const { prefix, events: eventQueues, eventRetention } = config.queues;
+  const threads = new CpuThreads({
+    threads: config.kernel.threads,
+    timeoutMs: config.kernel.workerTimeoutMs,
+    log: (event) => {
+      if (event.kind !== "thread-replaced") return;
+      const reason = event.error.code === "THREAD_TIMEOUT" ? "timeout" : "crashed";
+      metrics.count("cpu_threads_replaced_total", { reason });
+      log.event("thread_replaced", { reason, err: event.error });
+    },
+  });
+  const redisPayloads = createRedisPayloadStore(target);
+  return {
+    threads,
+    redisPayloads,
+    payloads: payloadStoreOf({ redis: redisPayloads, file: createFilePayloadStore(config.paths.payloads) }),
+    events: createEventPublisher({ ...target, prefix, queues: eventQueues, retention: eventRetention }),
+    stats: createQueueStats({ ...target, prefix, queues: [QUEUE_CHUNKS, QUEUE_CONTROL, ...eventQueues] }),
+  };
+}
+
+function createConsumers(
+  { config, clock }: Parts,
+  pipeline: Pipeline,
+  events: ReturnType<typeof createEventPublisher>,
+  observer: JobObserver,
+): { readonly chunks: Consumer; readonly control: Consumer } {
+  const { queues } = config;
+  const common = {
+    redisUrl: config.redis.url.reveal(),
+    prefix: queues.prefix,
+    retryAttempts: queues.retryAttempts,
+    retryDelayMs: queues.retryDelayMs,
+    retentionCompleted: queues.jobRetention,
+    retentionFailed: queues.failedRetention,
+    lockDurationMs: queues.lockDurationMs,
+    stalledIntervalMs: queues.stalledIntervalMs,
+    stalledCountMax: queues.stalledCountMax,
+    clock,
+    observer,
+  };
+  const chunks = createChunkConsumer({
+    ...common,
+    concurrency: queues.concurrency,
+    limits: { chunkBytesMax: config.limits.chunkBytesMax, defaultCompression: config.compression },
+    events,
+    async process(task, { signal }) {
+      const chunk =
+        task.kind === "chunk"
+          ? await pipeline.processChunk(task.job, signal)
+          : await pipeline.finishStub(task.stub, signal);
+      return {
+        chunk_id: chunk.chunkId,
+        chunk_index: chunk.index,
+        leaf_hash: toHex(chunk.leafHash),
+        stored_bytes: chunk.storedBytes,
+      };
+    },
+  });
+  const control = createControlConsumer({
+    ...common,
+    concurrency: CONTROL_CONCURRENCY,
+    async finalize(job, { signal }) {
+      await pipeline.finalizeSession(job, signal);
+    },
+  });
+  return { chunks, control };
+}
+
+/** Waits for MongoDB as long as it takes, saying so; `undefined` when the process is told to stop meanwhile. */
+async function connectPatiently(
+  config: Config,
+  clock: Clock,
+  log: Log,
+  signal: AbortSignal,
+): Promise<MongoConnection | undefined> {
+  const startedMs = clock.monotonicMs();
+  let pauseMs = CONNECT_PAUSE_FIRST_MS;
+  for (let attempt = 1; !signal.aborted; attempt++) {
+    try {
+      const mongo = await connectMongo({ url: config.mongodb.url.reveal(), appName: SERVICE });
+      for (const warning of await ensureIndexes(mongo)) log.event("config_warning", { warning });
+      log.event("connected", { what: (await mongo.serverLabel()).text });
+      return mongo;
+    } catch (err) {
+      if (!(err instanceof LucidError) || err.code !== "STORE_UNAVAILABLE") throw err;
+      const duration_ms = Math.round(clock.monotonicMs() - startedMs);
+      log.event("waiting_for", { what: "mongodb", attempt, duration_ms, err });
+    }
+    await clock.sleep(pauseMs, signal);
+    pauseMs = Math.min(pauseMs * 2, CONNECT_PAUSE_MAX_MS);
+  }
+  return undefined;
+}
+
+async function sweepForever(
+  pipeline: Pipeline,
+  config: Config,
+  clock: Clock,
+  log: Log,
+  metrics: Metrics,
+  signal: AbortSignal,
+): Promise<void> {
+  const sweeps = {
+    events: () => pipeline.sweeper.sweepPendingEvents(signal),
+    sessions: () => pipeline.sweeper.sweepSessions(signal),
+    blobs: () => pipeline.sweeper.sweepOrphanBlobs(signal),
+  };
+  while (!signal.aborted) {
+    const jitter = 1 + SWEEP_JITTER * (2 * Math.random() - 1);
+    await clock.sleep(config.sweep.intervalMs * jitter, signal);
+    for (const [sweep, run] of Object.entries(sweeps) as [keyof typeof sweeps, () => Promise<void>][]) {
+      if (signal.aborted) return;
+      try {
+        await run();
+        metrics.count("sweeps_total", { sweep, outcome: "done" });
+      } catch (err) {
+        if (signal.aborted) return;
+        metrics.count("sweeps_total", { sweep, outcome: "failed" });
+        log.event("sweep_failed", { what: sweep, err });
+      }
+    }
+  }
+}
+
+function reloadConfig(before: LoadedConfig, setConcurrency: (jobs: number) => void, log: Log): void {
+  try {
+    const after = loadProcessConfig();
+    const { concurrency, logLevel } = reloadable(after.config);
+    setConcurrency(concurrency);
+    log.setLevel(logLevel);
+    log.event("config_reloaded", { concurrency });
+    const settings = restartRequired(before, after);
+    if (settings.length > 0) log.event("restart_required", { settings });
+  } catch (err) {
+    log.event("config_reload_refused", { err });
+  }
+}
+
+/** The first SIGTERM or SIGINT asks for an orderly end; the second ends the process at once. */
+class StopRequest {
+  readonly requested: Promise<string>;
+  readonly signal: AbortSignal;
+  readonly #onSignal: (signal: NodeJS.Signals) => void;
+
+  constructor(log: Log) {
+    const request = Promise.withResolvers<string>();
+    const controller = new AbortController();
+    this.requested = request.promise;
+    this.signal = controller.signal;
+    this.#onSignal = (signal) => {
+      if (controller.signal.aborted) {
+        log.event("stop_forced", { signal });
+        process.exit(1);
+      }
+      controller.abort();
+      request.resolve(signal);
+    };
+    process.on("SIGTERM", this.#onSignal);
+    process.on("SIGINT", this.#onSignal);
+  }
+
+  release(): void {
+    process.off("SIGTERM", this.#onSignal);
+    process.off("SIGINT", this.#onSignal);
+  }
+}
+
+async function endsWithin(work: Promise<void>, limitMs: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<false>((resolve) => {
+    timer = setTimeout(resolve, limitMs, false);
+  });
+  try {
+    return await Promise.race([work.then(() => true), late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

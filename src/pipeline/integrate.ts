@@ -1,0 +1,196 @@
+import { LucidError } from "../core/errors.ts";
+import { type LeafHash, type SessionId, leafIndex } from "../core/ids.ts";
+import { checkFrontier } from "../core/merkle/frontier.ts";
+import { treeHasher } from "../core/merkle/hash.ts";
+import { applyAppend, planAppend, tileKey } from "../core/merkle/tiles.ts";
+import type { SessionRecord } from "../schema/record.ts";
+import type { Patience } from "./patience.ts";
+import type { ChunkStore, CommittedLeaf, Observer, SessionStore, TileStore } from "./ports.ts";
+
+/** Leaves that one compare-and-swap takes into the tree at most: one tile's width. */
+export const INTEGRATE_LEAVES_MAX = 256;
+/** Lost races in a row before a run gives up; each one means that another worker has moved the tree on. */
+const CONFLICTS_MAX = 1_000;
+
+export interface IntegrateStores {
+  readonly sessions: SessionStore;
+  readonly chunks: ChunkStore;
+  readonly tiles: TileStore;
+  readonly observer: Observer;
+  readonly patience: Patience;
+}
+
+/**
+ * Takes committed leaves into the session's tree, in order, as far as they reach without a gap, and returns the
+ * session as it then is.
+ *
+ * Why no leaf is left behind: whoever commits a leaf calls this *after* the commit. Its read of the leaves then
+ * sees that leaf. Either it takes the leaf in, or an earlier index is still missing (whoever commits that one will
+ * see ours), or it loses the compare-and-swap and reads again. A run that is killed is made up for by the job's
+ * redelivery and by sweepSessions.
+ */
+export async function integrate(
+  stores: IntegrateStores,
+  session: SessionId,
+  signal: AbortSignal,
+): Promise<SessionRecord> {
+  const { patience, sessions, observer } = stores;
+  let record = await readSession(stores, session, signal);
+  for (let conflicts = 0; conflicts < CONFLICTS_MAX; ) {
+    if (record.state !== "open") return record;
+    const grown = await growOnce(stores, record, signal);
+    if (grown === undefined) return record;
+    const { next, added } = grown;
+    // Dies here: tiles may be ahead of the tree head. They hold hashes of committed leaves only, so whoever grows
+    // the tree next writes the same hashes again.
+    const outcome = await patience("sessions.grow", signal, () =>
+      sessions.replace(session, record.version, {
+        kind: "grow",
+        tree: next.tree,
+        addedOriginalBytes: next.totals.originalBytes - record.totals.originalBytes,
+        addedStoredBytes: next.totals.storedBytes - record.totals.storedBytes,
+      }),
+    );
+    if (outcome === "conflict") {
+      // Lost the race, or the reply to our own write was lost: reading again tells both apart from no progress.
+      conflicts += 1;
+      observer.report({ kind: "tree-conflict", sessionId: session });
+      record = await readSession(stores, session, signal);
+      continue;
+    }
+    record = next;
+    observer.report({ kind: "tree-grown", sessionId: session, size: record.tree.size, added });
+    // Fewer than asked for means that the next index wasn't committed when the leaves were read. Whoever commits it
+    // runs this function after that, so there is no need to look once more.
+    if (added < INTEGRATE_LEAVES_MAX) return record;
+  }
+  throw new LucidError(
+    "INTERNAL",
+    "the session's tree head changed more often than expected; the job is retried",
+  );
+}
+
+interface Growth {
+  /** The record as it is once the compare-and-swap has succeeded. */
+  readonly next: SessionRecord;
+  readonly added: number;
+}
+
+async function growOnce(
+  stores: IntegrateStores,
+  record: SessionRecord,
+  signal: AbortSignal,
+): Promise<Growth | undefined> {
+  const { chunks, tiles, patience } = stores;
+  const { size } = record.tree;
+  const limit = Math.min(INTEGRATE_LEAVES_MAX, (record.expectedCount ?? Number.MAX_SAFE_INTEGER) - size);
+  if (limit <= 0) return undefined;
+  const fresh = await patience("chunks.leaves", signal, () =>
+    chunks.contiguousLeaves(record.id, leafIndex(size), limit),
+  );
+  if (fresh.length === 0) return undefined;
+
+  const plan = planAppend(size, fresh.length);
+  const earlierLeaves = await readEarlierLeaves(stores, record, plan.leavesNeededFrom, signal);
+  const earlierTiles = new Map<string, Uint8Array>();
+  for (const { level, n } of plan.tilesNeeded) {
+    const hashes = await patience("tiles.read", signal, () => tiles.read(record.id, level, n));
+    if (hashes !== undefined) earlierTiles.set(tileKey(level, n), hashes);
+  }
+  const appended = applyAppend(
+    checkFrontier(size, record.tree.frontier),
+    { from: plan.leavesNeededFrom, hashes: [...earlierLeaves, ...fresh.map((leaf) => leaf.leafHash)] },
+    (level, n) => earlierTiles.get(tileKey(level, n)),
+    treeHasher(record.hashAlgorithm),
+  );
+  if (appended.tileWrites.length > 0) {
+    await patience("tiles.write", signal, () => tiles.write(record.id, appended.tileWrites));
+  }
+  return {
+    added: fresh.length,
+    next: {
+      ...record,
+      version: record.version + 1,
+      tree: { size: appended.frontier.size, frontier: appended.frontier.hashes, root: appended.root },
+      totals: {
+        originalBytes: record.totals.originalBytes + sum(fresh, (leaf) => leaf.originalBytes),
+        storedBytes: record.totals.storedBytes + sum(fresh, (leaf) => leaf.storedBytes),
+      },
+    },
+  };
+}
+
+/** Leaf hashes from `from` to the tree's size: needed only when a tile of level 0 becomes full. */
+async function readEarlierLeaves(
+  stores: IntegrateStores,
+  record: SessionRecord,
+  from: number,
+  signal: AbortSignal,
+): Promise<readonly LeafHash[]> {
+  const wanted = record.tree.size - from;
+  if (wanted <= 0) return [];
+  const leaves = await stores.patience("chunks.leaves", signal, () =>
+    stores.chunks.contiguousLeaves(record.id, leafIndex(from), wanted),
+  );
+  if (leaves.length !== wanted) {
+    throw new LucidError(
+      "TREE_CORRUPT",
+      "a leaf that the tree counts has no chunk document; run fsck on the session",
+    );
+  }
+  return leaves.map((leaf) => leaf.leafHash);
+}
+
+async function readSession(
+  { sessions, patience }: IntegrateStores,
+  session: SessionId,
+  signal: AbortSignal,
+): Promise<SessionRecord> {
+  const record = await patience("sessions.find", signal, () => sessions.find(session));
+  if (record === undefined) {
+    throw new LucidError("SESSION_UNKNOWN", "the session has no document; run fsck on the session");
+  }
+  return record;
+}
+
+function sum(leaves: readonly CommittedLeaf[], of: (leaf: CommittedLeaf) => number): number {
+  return leaves.reduce((total, leaf) => total + of(leaf), 0);
+}
+
+/**
+ * Runs at most one `run` per session at a time in this process. A call that arrives during a run waits for the next
+ * one, which starts after the call and so sees its commit; all calls of that time share it. That is what makes the
+ * round trips per chunk fall as load rises.
+ */
+export class OnePerSession {
+  readonly #run: (session: SessionId) => Promise<SessionRecord>;
+  readonly #running = new Map<
+    SessionId,
+    { current: Promise<SessionRecord>; next?: Promise<SessionRecord> }
+  >();
+
+  constructor(run: (session: SessionId) => Promise<SessionRecord>) {
+    this.#run = run;
+  }
+
+  request(session: SessionId): Promise<SessionRecord> {
+    const slot = this.#running.get(session);
+    if (slot === undefined) return this.#start(session);
+    slot.next ??= slot.current.then(
+      () => this.#start(session),
+      () => this.#start(session),
+    );
+    return slot.next;
+  }
+
+  #start(session: SessionId): Promise<SessionRecord> {
+    const current = this.#run(session);
+    const slot: { current: Promise<SessionRecord>; next?: Promise<SessionRecord> } = { current };
+    this.#running.set(session, slot);
+    const finish = () => {
+      if (slot.next === undefined && this.#running.get(session) === slot) this.#running.delete(session);
+    };
+    current.then(finish, finish);
+    return current;
+  }
+}

@@ -1,0 +1,94 @@
+import type { KeyRing } from "../core/encrypt/kek.ts";
+import type { CommittedStub } from "../schema/job.ts";
+import type { ChunkRecord, HashAlgorithm, SessionRecord } from "../schema/record.ts";
+import { finalizeSession } from "./finalize-session.ts";
+import { OnePerSession } from "./integrate.ts";
+import { createPatience } from "./patience.ts";
+import type {
+  BlobStore,
+  ChunkJob,
+  ChunkStore,
+  Clock,
+  EventPublisher,
+  FinalizeJob,
+  KernelThreads,
+  Observer,
+  PayloadStore,
+  RandomBytes,
+  SessionStore,
+  TileStore,
+} from "./ports.ts";
+import { finishStub, processChunk } from "./process-chunk.ts";
+import { PendingMarks, relayNow } from "./relay-events.ts";
+import { advanceSession } from "./seal-session.ts";
+import { SessionDirectory } from "./session-directory.ts";
+import { SessionKeys } from "./session-keys.ts";
+import { Sweeper } from "./sweep.ts";
+import type { LucidEvent } from "../schema/event.ts";
+
+/** Everything outside the pipeline that it touches; a simulation passes its own. */
+export interface Surroundings {
+  readonly sessions: SessionStore;
+  readonly chunks: ChunkStore;
+  readonly blobs: BlobStore;
+  readonly tiles: TileStore;
+  readonly payloads: PayloadStore;
+  readonly events: EventPublisher;
+  readonly threads: KernelThreads;
+  readonly clock: Clock;
+  readonly random: RandomBytes;
+  readonly observer: Observer;
+}
+
+export interface PipelineOptions {
+  readonly keyRing: KeyRing;
+  readonly hashAlgorithm: HashAlgorithm;
+  readonly chunkBytesMax: number;
+  readonly sessionBytesMax: number;
+  readonly compressionThresholdBytes: number;
+  readonly epochAgeMaxMs: number;
+  readonly eventPendingMs: number;
+  readonly gapAlertMs: number;
+  /** An attempt may commit for half of this; then its blob counts as an orphan. */
+  readonly orphanBlobMs: number;
+}
+
+export interface Pipeline {
+  processChunk(job: ChunkJob, signal: AbortSignal): Promise<ChunkRecord>;
+  finishStub(stub: CommittedStub, signal: AbortSignal): Promise<ChunkRecord>;
+  finalizeSession(job: FinalizeJob, signal: AbortSignal): Promise<SessionRecord>;
+  /** Publishes an event that no record carries, such as `chunk.failed`. */
+  announce(event: LucidEvent, signal: AbortSignal): Promise<void>;
+  readonly sweeper: Sweeper;
+  /** Resolves when the `sent` marks under way are written. */
+  settled(): Promise<void>;
+}
+
+/** `stopped` ends whatever waits for a server that is away; work that no single job owns runs under it. */
+export function createPipeline(
+  surroundings: Surroundings,
+  options: PipelineOptions,
+  stopped: AbortSignal,
+): Pipeline {
+  const { clock, observer, random, threads, sessions } = surroundings;
+  const patience = createPatience(clock, observer);
+  const marks = new PendingMarks(observer);
+  const { keyRing, epochAgeMaxMs, hashAlgorithm } = options;
+  const keys = new SessionKeys({ keyRing, threads, clock, random, observer, epochAgeMaxMs });
+  const directory = new SessionDirectory({ store: sessions, keys, clock, observer, patience, hashAlgorithm });
+  const ports = { ...surroundings, patience, marks, keys, directory };
+  const advance = new OnePerSession((session) => advanceSession(ports, session, stopped));
+  const chunkPipeline = {
+    ...ports,
+    advance,
+    limits: { ...options, attemptAgeMaxMs: options.orphanBlobMs / 2 },
+  };
+  return {
+    processChunk: (job, signal) => processChunk(chunkPipeline, job, signal),
+    finishStub: (stub, signal) => finishStub(chunkPipeline, stub, signal),
+    finalizeSession: (job, signal) => finalizeSession(chunkPipeline, job, signal),
+    announce: (event, signal) => relayNow(ports, event, signal),
+    sweeper: new Sweeper({ ...ports, advance, limits: options }),
+    settled: () => marks.settled(),
+  };
+}

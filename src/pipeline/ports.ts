@@ -1,0 +1,247 @@
+import type { ErrorCode } from "../core/errors.ts";
+import type { OpenedChunk, OpenRequest, SealedChunk, SealRequest } from "../core/kernel.ts";
+import type { ChunkId, LeafHash, LeafIndex, NodeHash, SessionId, TreeSize } from "../core/ids.ts";
+import type { LucidEvent } from "../schema/event.ts";
+import type { PayloadRef } from "../schema/job.ts";
+import type {
+  ChunkRecord,
+  FinalizeDetails,
+  SessionRecord,
+  TreeHead,
+  WrappedSecret,
+} from "../schema/record.ts";
+
+/*
+ * The pipeline's surroundings. Every port exists twice: over the real servers (src/adapters) and in memory
+ * (test/support/memory), and one conformance suite holds both to the words below.
+ *
+ * All calls of a store may fail with STORE_UNAVAILABLE, of a queue or a Redis payload with QUEUE_UNAVAILABLE.
+ * That means: not known whether it happened. The pipeline then waits and asks again (patience.ts), so every
+ * write here is one that may be applied twice without a second effect.
+ */
+
+/** Session documents. Calls for one session are linearizable; a returned write is durable (majority, journal). */
+export interface SessionStore {
+  find(session: SessionId): Promise<SessionRecord | undefined>;
+  /** Inserts an open, empty session, or returns the one that was first. */
+  create(session: NewSession): Promise<SessionRecord>;
+  /** Applies `change` if the document still has `version`, and raises it; never overwrites, never retries. */
+  replace(session: SessionId, version: number, change: SessionChange): Promise<"replaced" | "conflict">;
+  /** Sessions in state `open`, or sealed with a pending event, ordered by id, after `after`. */
+  unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]>;
+}
+
+export interface NewSession {
+  readonly id: SessionId;
+  readonly hashAlgorithm: "blake3" | "sha256";
+  readonly key: WrappedSecret;
+  readonly createdAt: Date;
+}
+
+export type SessionChange =
+  | {
+      readonly kind: "grow";
+      readonly tree: TreeHead;
+      readonly addedOriginalBytes: number;
+      readonly addedStoredBytes: number;
+    }
+  /** Sets expectedCount, not confirmed. */
+  | { readonly kind: "propose-count"; readonly count: number; readonly finalize: FinalizeDetails }
+  | { readonly kind: "confirm-count" }
+  /** Removes expectedCount and finalize again. */
+  | { readonly kind: "withdraw-count" }
+  | { readonly kind: "seal"; readonly at: Date }
+  | { readonly kind: "sealed-event-sent" };
+
+/** Committed chunks. Insert-only but for the event's state; a returned insert is durable. */
+export interface ChunkStore {
+  find(session: SessionId, index: LeafIndex): Promise<ChunkRecord | undefined>;
+  /** The commit point. `index-taken`: a chunk of this index exists; `id-taken`: its chunk id has another index. */
+  insert(chunk: ChunkRecord): Promise<"inserted" | "index-taken" | "id-taken">;
+  /** Committed leaves from `from`, in order, without a gap, at most `limit`; ends before the first absent one. */
+  contiguousLeaves(session: SessionId, from: LeafIndex, limit: number): Promise<readonly CommittedLeaf[]>;
+  /** Committed chunks with index ≥ `from`, lowest first. */
+  beyond(session: SessionId, from: number, limit: number): Promise<readonly ChunkRecord[]>;
+  /** Chunks whose event is `pending`, in no promised order. */
+  withPendingEvent(limit: number): Promise<readonly ChunkRecord[]>;
+  /** Marks the events of these chunks `sent`. */
+  markSent(chunks: readonly ChunkKey[]): Promise<void>;
+  /** Removes a chunk that never became a leaf; only if its blob is still `blobId`. */
+  withdraw(chunk: ChunkKey, blobId: string): Promise<void>;
+}
+
+export interface ChunkKey {
+  readonly sessionId: SessionId;
+  readonly index: LeafIndex;
+}
+
+export interface CommittedLeaf {
+  readonly index: LeafIndex;
+  readonly leafHash: LeafHash;
+  readonly originalBytes: number;
+  readonly storedBytes: number;
+}
+
+/** Sealed bytes under ids of one attempt each, written once. */
+export interface BlobStore {
+  /** Durable when it returns. The same id again is taken as the same attempt's retry. */
+  insert(id: string, owner: ChunkKey, blob: Uint8Array): Promise<void>;
+  read(id: string): Promise<Uint8Array | undefined>;
+  remove(ids: readonly string[]): Promise<void>;
+  /** Ids in order, after `after`; with the chunk each was written for. */
+  page(after: string | undefined, limit: number): Promise<readonly BlobEntry[]>;
+}
+
+export interface BlobEntry {
+  readonly id: string;
+  readonly owner: ChunkKey;
+  /** The blob id of the committed chunk at that index, if there is one. */
+  readonly committedBlobId: string | undefined;
+}
+
+/** 256-wide tiles of node hashes. A narrower tile never replaces a wider one. */
+export interface TileStore {
+  read(session: SessionId, level: number, n: number): Promise<Uint8Array | undefined>;
+  write(session: SessionId, tiles: readonly TileRecord[]): Promise<void>;
+}
+
+export interface TileRecord {
+  readonly level: number;
+  readonly n: number;
+  /** 1 … 256 */
+  readonly width: number;
+  /** width × 32 bytes */
+  readonly hashes: Uint8Array;
+}
+
+/** Raw chunk bytes that a producer left for us. */
+export interface PayloadStore {
+  /** At most `bytesMax` + 1 bytes are read; absent → undefined. Refuses a reference outside the session. */
+  read(session: SessionId, ref: PayloadRef, bytesMax: number): Promise<Uint8Array | undefined>;
+  remove(session: SessionId, ref: PayloadRef): Promise<void>;
+}
+
+/** The event queues, one per subscriber. */
+export interface EventPublisher {
+  /** Adds the event to every queue under its id; an id that is there already stays as it is. */
+  publish(event: LucidEvent): Promise<void>;
+  /** As `publish`, and also retries a job of that id that has failed at its consumer. */
+  republish(event: LucidEvent): Promise<void>;
+}
+
+/** The pure kernel, off the event loop. */
+export interface KernelThreads {
+  seal(request: SealRequest, signal: AbortSignal): Promise<SealedChunk>;
+  open(request: OpenRequest, signal: AbortSignal): Promise<OpenedChunk>;
+  /** PBKDF2-HMAC-SHA256 of contract §7, 32 bytes. */
+  deriveKey(password: string, salt: Uint8Array): Promise<Uint8Array>;
+}
+
+export interface Clock {
+  now(): Date;
+  /** Milliseconds that never step back; the only base for ages and time-outs. */
+  monotonicMs(): number;
+  /** Ends early, without an error, when the signal fires. */
+  sleep(ms: number, signal: AbortSignal): Promise<void>;
+}
+
+/** Cryptographically strong random bytes. */
+export type RandomBytes = (length: number) => Uint8Array;
+
+/** What the pipeline tells its operators; telemetry turns it into log lines and metrics. */
+export interface Observer {
+  report(event: PipelineEvent): void;
+}
+
+export type Stage =
+  | "read"
+  | "digest"
+  | "compress"
+  | "seal"
+  | "verify"
+  | "hash"
+  | "store"
+  | "integrate"
+  | "relay";
+
+export type PipelineEvent =
+  | { readonly kind: "stage"; readonly stage: Stage; readonly seconds: number }
+  | { readonly kind: "chunk-committed"; readonly chunk: ChunkRecord; readonly seconds: number }
+  | {
+      readonly kind: "chunk-adopted";
+      readonly sessionId: SessionId;
+      readonly index: LeafIndex;
+      readonly codec: ChunkRecord["codec"];
+    }
+  | { readonly kind: "chunk-withdrawn"; readonly sessionId: SessionId; readonly index: LeafIndex }
+  | {
+      readonly kind: "tree-grown";
+      readonly sessionId: SessionId;
+      readonly size: TreeSize;
+      readonly added: number;
+    }
+  | { readonly kind: "tree-conflict"; readonly sessionId: SessionId }
+  | { readonly kind: "session-created"; readonly sessionId: SessionId }
+  | {
+      readonly kind: "session-sealed";
+      readonly sessionId: SessionId;
+      readonly size: TreeSize;
+      readonly root: NodeHash;
+    }
+  | {
+      readonly kind: "session-gap";
+      readonly sessionId: SessionId;
+      readonly first: number;
+      readonly missing: number;
+    }
+  | { readonly kind: "session-stuck"; readonly sessionId: SessionId; readonly code: ErrorCode }
+  | { readonly kind: "epoch-started"; readonly sessionId: SessionId; readonly keyVersion: number }
+  | {
+      readonly kind: "event-relayed";
+      readonly type: LucidEvent["type"];
+      readonly eventId: string;
+      readonly swept: boolean;
+    }
+  | { readonly kind: "mark-lost"; readonly code: ErrorCode }
+  | { readonly kind: "outbox"; readonly pending: number; readonly oldestSeconds: number }
+  | { readonly kind: "events-swept"; readonly count: number }
+  | { readonly kind: "blobs-swept"; readonly removed: number }
+  | {
+      readonly kind: "waiting";
+      readonly operation: string;
+      readonly code: ErrorCode;
+      readonly seconds: number;
+    }
+  | {
+      readonly kind: "resumed";
+      readonly operation: string;
+      readonly code: ErrorCode;
+      readonly seconds: number;
+    };
+
+/** A chunk job whose form has been checked: what process-chunk works on. */
+export interface ChunkJob {
+  readonly sessionId: SessionId;
+  readonly chunkId: ChunkId;
+  readonly index: LeafIndex;
+  readonly source: ChunkSource;
+  readonly declared: {
+    readonly sizeBytes?: number;
+    readonly blake3?: Uint8Array;
+    readonly sha256?: Uint8Array;
+  };
+  readonly compression: { readonly algorithm: "none" | "zstd" | "lz4" | "brotli"; readonly level: number };
+  readonly recordedAt?: string;
+  readonly metadata?: string;
+}
+
+export type ChunkSource =
+  | { readonly kind: "inline"; readonly bytes: Uint8Array }
+  /** `declared.sizeBytes` and `declared.blake3` are present with a reference. */
+  | { readonly kind: "reference"; readonly ref: PayloadRef };
+
+export interface FinalizeJob {
+  readonly sessionId: SessionId;
+  readonly chunkCount: number;
+  readonly details: FinalizeDetails;
+}

@@ -1,0 +1,79 @@
+import { errorCodeOf } from "../core/errors.ts";
+import type { LucidEvent } from "../schema/event.ts";
+import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
+import { chunkCompletedEvent, sessionSealedEvent } from "./event-messages.ts";
+import type { Patience } from "./patience.ts";
+import type { ChunkStore, EventPublisher, Observer, SessionStore } from "./ports.ts";
+
+export interface RelayPorts {
+  readonly chunks: ChunkStore;
+  readonly sessions: SessionStore;
+  readonly events: EventPublisher;
+  readonly observer: Observer;
+  readonly patience: Patience;
+  readonly marks: PendingMarks;
+}
+
+/** The marks under way, so that a shutdown can let them finish. */
+export class PendingMarks {
+  readonly #observer: Observer;
+  readonly #running = new Set<Promise<void>>();
+
+  constructor(observer: Observer) {
+    this.#observer = observer;
+  }
+
+  add(mark: Promise<void>): void {
+    // Whatever ends a mark, the event stays `pending`, and the sweeper of this or another replica announces it again
+    // under the same id.
+    const guarded = mark.catch((thrown: unknown) => {
+      this.#observer.report({ kind: "mark-lost", code: errorCodeOf(thrown) });
+    });
+    this.#running.add(guarded);
+    void guarded.finally(() => this.#running.delete(guarded));
+  }
+
+  async settled(): Promise<void> {
+    await Promise.all(this.#running);
+  }
+}
+
+/**
+ * Step 6: the event into every queue, then the mark. The mark is not waited for: if it is lost, the sweeper adds the
+ * event again under the same id, which the queue drops or the consumer recognises.
+ */
+export async function relayChunkCompleted(
+  ports: RelayPorts,
+  chunk: ChunkRecord,
+  signal: AbortSignal,
+): Promise<void> {
+  if (chunk.eventState === "sent") return;
+  const { patience, events, chunks, observer } = ports;
+  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));
+  observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: false });
+  // Dies here: published and still `pending`; sweepPendingEvents publishes it again under the same id.
+  ports.marks.add(patience("chunks.markSent", signal, () => chunks.markSent([chunk])));
+}
+
+/** For events that no record carries as pending: waits until every queue has it. */
+export async function relayNow(ports: RelayPorts, event: LucidEvent, signal: AbortSignal): Promise<void> {
+  await ports.patience("events.publish", signal, () => ports.events.publish(event));
+  ports.observer.report({ kind: "event-relayed", type: event.type, eventId: event.event_id, swept: false });
+}
+
+/** Publishes `session.sealed` and marks it; returns the record as it then is. */
+export async function relaySessionSealed(
+  ports: RelayPorts,
+  session: SessionRecord,
+  signal: AbortSignal,
+): Promise<SessionRecord> {
+  if (session.sealedEvent !== "pending") return session;
+  const { patience, sessions } = ports;
+  await relayNow(ports, sessionSealedEvent(session), signal);
+  // Dies here: as above; sweepSessions finds sealed sessions whose event is still pending.
+  const outcome = await patience("sessions.markSent", signal, () =>
+    sessions.replace(session.id, session.version, { kind: "sealed-event-sent" }),
+  );
+  if (outcome === "conflict") return session;
+  return { ...session, version: session.version + 1, sealedEvent: "sent" };
+}

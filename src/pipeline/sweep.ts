@@ -1,0 +1,220 @@
+import { errorCodeOf } from "../core/errors.ts";
+import type { SessionId } from "../core/ids.ts";
+import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
+import { chunkCompletedEvent, sessionGapEvent } from "./event-messages.ts";
+import type { OnePerSession } from "./integrate.ts";
+import type { BlobStore, Clock } from "./ports.ts";
+import { withdrawChunk } from "./process-chunk.ts";
+import { type RelayPorts, relayNow } from "./relay-events.ts";
+import { isBeyondEnd } from "./seal-session.ts";
+import type { SessionDirectory } from "./session-directory.ts";
+
+/** What one sweep looks at, at most; the rest is the next sweep's. */
+const EVENTS_PER_SWEEP_MAX = 1_000;
+const SESSIONS_PER_PAGE = 200;
+const SESSIONS_PER_SWEEP_MAX = 2_000;
+const BLOBS_PER_PAGE = 500;
+const BLOBS_PER_SWEEP_MAX = 10_000;
+/** Indexes beyond the first missing one that a gap report looks at, and ranges that it names. */
+const GAP_WINDOW_CHUNKS = 1_000;
+const GAP_RANGES_MAX = 100;
+
+export interface SweepPorts extends RelayPorts {
+  readonly blobs: BlobStore;
+  readonly clock: Clock;
+  readonly directory: SessionDirectory;
+  readonly advance: OnePerSession;
+  readonly limits: SweepLimits;
+}
+
+export interface SweepLimits {
+  readonly eventPendingMs: number;
+  readonly gapAlertMs: number;
+  readonly orphanBlobMs: number;
+}
+
+/**
+ * How long something has been seen in one state, by the monotonic clock of this process. Wall-clock times in
+ * documents come from other machines and step; a sweep that trusted them could act an hour early or late.
+ */
+class FirstSeen {
+  readonly #since = new Map<string, { readonly state: string; readonly atMs: number }>();
+  readonly #clock: Clock;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** Milliseconds since `key` was first seen in `state`; 0 the first time. */
+  ageMs(key: string, state = ""): number {
+    const now = this.#clock.monotonicMs();
+    const seen = this.#since.get(key);
+    if (seen?.state === state) return now - seen.atMs;
+    this.#since.set(key, { state, atMs: now });
+    return 0;
+  }
+
+  /** Forgets whatever is not among `keys`: it has left the state that was watched. */
+  keepOnly(keys: ReadonlySet<string>): void {
+    for (const key of this.#since.keys()) if (!keys.has(key)) this.#since.delete(key);
+  }
+
+  forget(key: string): void {
+    this.#since.delete(key);
+  }
+}
+
+/**
+ * The repairs that need no job: a Redis that lost everything, or a worker that died between commit and event, leave
+ * nothing behind that these don't find. Every replica runs them; their effects are idempotent.
+ */
+export class Sweeper {
+  readonly #ports: SweepPorts;
+  readonly #pendingEvents: FirstSeen;
+  readonly #gaps: FirstSeen;
+  readonly #orphans: FirstSeen;
+  /** Where the last blob sweep stopped. */
+  #blobCursor: string | undefined;
+  #sessionCursor: SessionId | undefined;
+
+  constructor(ports: SweepPorts) {
+    this.#ports = ports;
+    this.#pendingEvents = new FirstSeen(ports.clock);
+    this.#gaps = new FirstSeen(ports.clock);
+    this.#orphans = new FirstSeen(ports.clock);
+  }
+
+  async sweep(signal: AbortSignal): Promise<void> {
+    await this.sweepPendingEvents(signal);
+    await this.sweepSessions(signal);
+    await this.sweepOrphanBlobs(signal);
+  }
+
+  /** Re-adds events that have been pending for too long, and takes back chunks that came after the end. */
+  async sweepPendingEvents(signal: AbortSignal): Promise<void> {
+    const { chunks, patience, observer, limits } = this.#ports;
+    const pending = await patience("chunks.pending", signal, () =>
+      chunks.withPendingEvent(EVENTS_PER_SWEEP_MAX),
+    );
+    this.#pendingEvents.keepOnly(new Set(pending.map((chunk) => chunk.eventId)));
+    const aged = pending.map((chunk) => ({ chunk, ageMs: this.#pendingEvents.ageMs(chunk.eventId) }));
+    const oldestMs = aged.reduce((oldest, { ageMs }) => Math.max(oldest, ageMs), 0);
+    observer.report({ kind: "outbox", pending: pending.length, oldestSeconds: oldestMs / 1000 });
+    const sent: ChunkRecord[] = [];
+    for (const { chunk, ageMs } of aged) {
+      if (ageMs >= limits.eventPendingMs && (await this.#republishChunk(chunk, signal))) sent.push(chunk);
+    }
+    if (sent.length === 0) return;
+    await patience("chunks.markSent", signal, () => chunks.markSent(sent));
+    observer.report({ kind: "events-swept", count: sent.length });
+  }
+
+  async #republishChunk(chunk: ChunkRecord, signal: AbortSignal): Promise<boolean> {
+    const { patience, sessions, events, observer } = this.#ports;
+    const session = await patience("sessions.find", signal, () => sessions.find(chunk.sessionId));
+    if (session !== undefined && isBeyondEnd(session, chunk.index)) {
+      await withdrawChunk(this.#ports, chunk, signal);
+      return false;
+    }
+    await patience("events.republish", signal, () => events.republish(chunkCompletedEvent(chunk)));
+    observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: true });
+    return true;
+  }
+
+  /** Grows, seals and announces what was left half done, and reports gaps. A broken session doesn't stop the rest. */
+  async sweepSessions(signal: AbortSignal): Promise<void> {
+    const { patience, sessions, observer } = this.#ports;
+    for (let seen = 0; seen < SESSIONS_PER_SWEEP_MAX; ) {
+      const page = await patience("sessions.unfinished", signal, () =>
+        sessions.unfinished(this.#sessionCursor, SESSIONS_PER_PAGE),
+      );
+      for (const session of page) {
+        try {
+          await this.#advance(session, signal);
+        } catch (thrown) {
+          if (signal.aborted) throw thrown;
+          observer.report({ kind: "session-stuck", sessionId: session.id, code: errorCodeOf(thrown) });
+        }
+      }
+      seen += page.length;
+      this.#sessionCursor = page.length < SESSIONS_PER_PAGE ? undefined : page.at(-1)?.id;
+      if (this.#sessionCursor === undefined) return;
+    }
+  }
+
+  async #advance(session: SessionRecord, signal: AbortSignal): Promise<void> {
+    const advanced = await this.#ports.advance.request(session.id);
+    this.#ports.directory.remember(advanced);
+    if (advanced.state === "open") await this.#reportGap(advanced, signal);
+    else this.#gaps.forget(session.id);
+  }
+
+  async #reportGap(session: SessionRecord, signal: AbortSignal): Promise<void> {
+    const { chunks, patience, observer, limits, clock } = this.#ports;
+    const { size } = session.tree;
+    const later = await patience("chunks.beyond", signal, () =>
+      chunks.beyond(session.id, size, GAP_WINDOW_CHUNKS),
+    );
+    const missing = missingRanges(size, later, session.expectedCount);
+    const first = missing[0];
+    if (first === undefined) {
+      this.#gaps.forget(session.id);
+      return;
+    }
+    // A gap that has moved on to another index is a new one.
+    if (this.#gaps.ageMs(session.id, String(first[0])) < limits.gapAlertMs) return;
+    await relayNow(this.#ports, sessionGapEvent(session.id, size, missing, clock.now()), signal);
+    observer.report({
+      kind: "session-gap",
+      sessionId: session.id,
+      first: first[0],
+      missing: countOf(missing),
+    });
+  }
+
+  /**
+   * Removes blobs that no chunk document names. Only after `orphanBlobMs`: an attempt stops being able to commit its
+   * blob well before that (ChunkLimits.attemptAgeMaxMs), so nothing can name the blob any more.
+   */
+  async sweepOrphanBlobs(signal: AbortSignal): Promise<void> {
+    const { blobs, patience, observer, limits } = this.#ports;
+    let removed = 0;
+    for (let seen = 0; seen < BLOBS_PER_SWEEP_MAX; ) {
+      const page = await patience("blobs.page", signal, () => blobs.page(this.#blobCursor, BLOBS_PER_PAGE));
+      const orphans = page.filter((blob) => blob.committedBlobId !== blob.id);
+      const overdue = orphans.filter((blob) => this.#orphans.ageMs(blob.id) >= limits.orphanBlobMs);
+      if (overdue.length > 0) {
+        await patience("blobs.remove", signal, () => blobs.remove(overdue.map((blob) => blob.id)));
+        for (const blob of overdue) this.#orphans.forget(blob.id);
+        removed += overdue.length;
+      }
+      seen += page.length;
+      this.#blobCursor = page.length < BLOBS_PER_PAGE ? undefined : page.at(-1)?.id;
+      if (this.#blobCursor === undefined) break;
+    }
+    if (removed > 0) observer.report({ kind: "blobs-swept", removed });
+  }
+}
+
+/** Closed ranges absent before the last of `later` (or before the announced end), lowest first. */
+export function missingRanges(
+  size: number,
+  later: readonly ChunkRecord[],
+  expectedCount: number | undefined,
+): readonly (readonly [number, number])[] {
+  const ranges: (readonly [number, number])[] = [];
+  let next = size;
+  for (const { index } of later) {
+    if (index > next) ranges.push([next, index - 1]);
+    next = index + 1;
+    if (ranges.length === GAP_RANGES_MAX) return ranges;
+  }
+  // A full window says nothing about what follows it.
+  const end = later.length < GAP_WINDOW_CHUNKS ? (expectedCount ?? 0) : 0;
+  if (end > next) ranges.push([next, end - 1]);
+  return ranges;
+}
+
+function countOf(ranges: readonly (readonly [number, number])[]): number {
+  return ranges.reduce((total, [first, last]) => total + (last - first + 1), 0);
+}

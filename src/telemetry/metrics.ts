@@ -1,0 +1,385 @@
+import { monitorEventLoopDelay } from "node:perf_hooks";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { ERROR_DISPOSITIONS, type ErrorCode } from "../core/errors.ts";
+
+/*
+ * Metrics for Prometheus: one prefix, base units, `_total` for counters, and labels from closed sets only, so that the
+ * number of time series is known when the process starts. Ids belong into the log.
+ */
+
+export const METRIC_PREFIX = "lucid_";
+
+const CODES = Object.keys(ERROR_DISPOSITIONS) as readonly ErrorCode[];
+const CODECS = ["zstd", "lz4", "brotli", "none"] as const;
+/** Contract §3; a test holds them together with the schema. */
+const EVENT_TYPES = [
+  "chunk.completed",
+  "chunk.failed",
+  "session.sealed",
+  "session.anchored",
+  "session.gap",
+] as const;
+/** The queues' names are configuration: closed for one process, given to createMetrics. */
+const QUEUES: readonly string[] = [];
+
+/** 0.1 ms (a digest) … 30 s (WORKER_TIMEOUT). */
+const SECONDS_BUCKETS = [
+  0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
+];
+const RATIO_BUCKETS = [1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8, 12, 16, 32, 64, 128];
+
+type Labels = Readonly<Record<string, readonly string[]>>;
+
+interface MetricDeclaration {
+  readonly kind: "counter" | "gauge" | "histogram";
+  readonly help: string;
+  readonly labels: Labels;
+  readonly buckets?: readonly number[];
+}
+
+/** Every metric, without the prefix. To add one, add an entry. */
+export const METRICS = {
+  // Chunks.
+  stage_seconds: {
+    kind: "histogram",
+    help: "Time that one stage of one chunk took.",
+    labels: {
+      stage: ["read", "digest", "compress", "seal", "verify", "hash", "store", "integrate", "relay"],
+    },
+    buckets: SECONDS_BUCKETS,
+  },
+  chunk_seconds: {
+    kind: "histogram",
+    help: "Time from taking a chunk job to its commit.",
+    labels: {},
+    buckets: SECONDS_BUCKETS,
+  },
+  chunks_total: {
+    kind: "counter",
+    help: "Chunks by outcome and codec; a chunk that failed before its codec was chosen counts as none.",
+    labels: { outcome: ["committed", "adopted", "failed"], codec: CODECS },
+  },
+  chunk_original_bytes_total: {
+    kind: "counter",
+    help: "Bytes of committed chunks as they came in.",
+    labels: {},
+  },
+  chunk_stored_bytes_total: {
+    kind: "counter",
+    help: "Bytes of committed chunks as they were stored.",
+    labels: {},
+  },
+  compression_ratio: {
+    kind: "histogram",
+    help: "Original over compressed size of a chunk.",
+    labels: { codec: CODECS },
+    buckets: RATIO_BUCKETS,
+  },
+  // Jobs.
+  job_retries_total: {
+    kind: "counter",
+    help: "Attempts that failed and will be repeated, by error code.",
+    labels: { code: CODES },
+  },
+  job_failures_total: {
+    kind: "counter",
+    help: "Jobs that failed for good, by error code.",
+    labels: { code: CODES },
+  },
+  jobs_stalled_total: {
+    kind: "counter",
+    help: "Jobs taken over from a worker that went silent.",
+    labels: { queue: QUEUES },
+  },
+  queue_jobs: {
+    kind: "gauge",
+    help: "Jobs in a queue by state.",
+    labels: {
+      queue: QUEUES,
+      state: ["waiting", "prioritized", "paused", "active", "delayed", "completed", "failed"],
+    },
+  },
+  queue_oldest_job_age_seconds: {
+    kind: "gauge",
+    help: "Age of the job that waits longest; 0 when none waits.",
+    labels: { queue: QUEUES },
+  },
+  // Tree, sessions, events.
+  tree_conflicts_total: {
+    kind: "counter",
+    help: "Compare-and-swaps of a tree head that another worker won.",
+    labels: {},
+  },
+  sessions_sealed_total: { kind: "counter", help: "Sessions sealed by this process.", labels: {} },
+  session_gaps_total: {
+    kind: "counter",
+    help: "Gaps reported: an index missing while later ones exist.",
+    labels: {},
+  },
+  sessions_stuck_total: {
+    kind: "counter",
+    help: "Times a sweep found a session that can't go on by itself, by error code.",
+    labels: { code: CODES },
+  },
+  events_relayed_total: {
+    kind: "counter",
+    help: "Events added to the event queues, by type and by who added them.",
+    labels: { type: EVENT_TYPES, by: ["worker", "sweeper"] },
+  },
+  outbox_pending_events: {
+    kind: "gauge",
+    help: "Events that are pending for longer than they should, at the last sweep.",
+    labels: {},
+  },
+  outbox_oldest_event_age_seconds: { kind: "gauge", help: "Age of the oldest of them.", labels: {} },
+  sweeps_total: {
+    kind: "counter",
+    help: "Sweeps by kind and outcome.",
+    labels: { sweep: ["events", "blobs", "sessions"], outcome: ["done", "failed"] },
+  },
+  orphan_blobs_removed_total: {
+    kind: "counter",
+    help: "Blobs without a chunk document that were removed.",
+    labels: {},
+  },
+  // CPU threads.
+  cpu_threads: { kind: "gauge", help: "CPU threads by state.", labels: { state: ["busy", "idle"] } },
+  cpu_queue_jobs: { kind: "gauge", help: "Chunks that wait for a CPU thread.", labels: {} },
+  cpu_threads_replaced_total: {
+    kind: "counter",
+    help: "CPU threads replaced, by reason.",
+    labels: { reason: ["crashed", "timeout"] },
+  },
+  // The process.
+  ready: { kind: "gauge", help: "1 while the process is ready.", labels: {} },
+  dependency_up: {
+    kind: "gauge",
+    help: "1 while a dependency answers.",
+    labels: { dependency: ["mongodb", "redis"] },
+  },
+  dependency_waits_total: {
+    kind: "counter",
+    help: "Waits for a dependency that did not answer, by error code.",
+    labels: { code: CODES },
+  },
+  event_loop_lag_max_seconds: {
+    kind: "gauge",
+    help: "Longest delay of the event loop since the last scrape.",
+    labels: {},
+  },
+  event_loop_lag_p99_seconds: {
+    kind: "gauge",
+    help: "99th percentile of the event loop's delay since the last scrape.",
+    labels: {},
+  },
+  metric_samples_refused_total: {
+    kind: "counter",
+    help: "Samples with an undeclared label or an impossible value; more than 0 is a bug.",
+    labels: {},
+  },
+  scrape_failures_total: {
+    kind: "counter",
+    help: "Values that could not be collected for a scrape; they are missing from it.",
+    labels: {},
+  },
+} as const satisfies Record<string, MetricDeclaration>;
+
+export type MetricName = keyof typeof METRICS;
+type OfKind<Kind extends MetricDeclaration["kind"]> = {
+  [Name in MetricName]: (typeof METRICS)[Name]["kind"] extends Kind ? Name : never;
+}[MetricName];
+
+/** One declared value for each declared label, and nothing else. */
+export type LabelsOf<Name extends MetricName> = keyof (typeof METRICS)[Name]["labels"] extends never
+  ? Readonly<Record<string, never>>
+  : {
+      readonly [Label in keyof (typeof METRICS)[Name]["labels"]]: ElementOf<
+        (typeof METRICS)[Name]["labels"][Label]
+      >;
+    };
+
+type ElementOf<Values> = Values extends readonly (infer Value extends string)[] ? Value : never;
+
+export interface Metrics {
+  /** Adds to a counter. */
+  count<Name extends OfKind<"counter">>(name: Name, labels: LabelsOf<Name>, by?: number): void;
+  /** Adds one sample to a histogram. */
+  observe<Name extends OfKind<"histogram">>(name: Name, labels: LabelsOf<Name>, value: number): void;
+  set<Name extends OfKind<"gauge">>(name: Name, labels: LabelsOf<Name>, value: number): void;
+  /**
+   * Calls `collect` before each scrape, for values that are looked up rather than counted. If it fails or takes longer
+   * than 1 s, `gauges` are left out of that scrape: no value is better than an old one.
+   */
+  beforeScrape(gauges: readonly OfKind<"gauge">[], collect: () => void | Promise<void>): void;
+  /** The exposition in `contentType`. */
+  text(): Promise<string>;
+  readonly contentType: string;
+  /** Stops measuring the event loop. */
+  close(): void;
+}
+
+export interface MetricsOptions {
+  readonly version: string;
+  /** Every value that the label `queue` may have. */
+  readonly queues: readonly string[];
+}
+
+const COLLECT_TIMEOUT_MS = 1000;
+
+type LabelValues = Readonly<Record<string, string>>;
+type AnyMetric = Counter | Gauge | Histogram;
+
+/** A registry of its own with every metric of METRICS, the process's default metrics and the build's. */
+export function createMetrics(options: MetricsOptions): Metrics {
+  const registry = new Registry();
+  collectDefaults(registry);
+  registerBuildInfo(registry, options.version);
+  const metrics = new Map<MetricName, AnyMetric>();
+  for (const name of Object.keys(METRICS) as MetricName[])
+    metrics.set(name, register(name, registry, options));
+  const lag = measureEventLoop();
+  const collectors: (() => Promise<void>)[] = [];
+
+  /** A bug in a label must not fail the chunk that it describes: refused, counted, and visible. */
+  function accepts(name: MetricName, labels: LabelValues, value: number): boolean {
+    if (isDeclared(name, labels, options) && Number.isFinite(value) && value >= 0) return true;
+    (metrics.get("metric_samples_refused_total") as Counter).inc();
+    return false;
+  }
+
+  const api: Metrics = {
+    count(name, labels: LabelValues, by = 1) {
+      if (accepts(name, labels, by)) (metrics.get(name) as Counter).inc(labels, by);
+    },
+    observe(name, labels: LabelValues, value) {
+      if (accepts(name, labels, value)) (metrics.get(name) as Histogram).observe(labels, value);
+    },
+    set(name, labels: LabelValues, value) {
+      if (accepts(name, labels, value)) (metrics.get(name) as Gauge).set(labels, value);
+    },
+    beforeScrape(gauges, collect) {
+      collectors.push(async () => {
+        try {
+          await withTimeout(collect, COLLECT_TIMEOUT_MS);
+        } catch {
+          api.count("scrape_failures_total", {});
+          for (const name of gauges) leaveOut(metrics.get(name) as Gauge, name);
+        }
+      });
+    },
+    async text() {
+      await Promise.all(collectors.map((collect) => collect()));
+      const { maxSeconds, p99Seconds } = lag.read();
+      api.set("event_loop_lag_max_seconds", {}, maxSeconds);
+      api.set("event_loop_lag_p99_seconds", {}, p99Seconds);
+      return registry.metrics();
+    },
+    contentType: registry.contentType,
+    close() {
+      lag.stop();
+      registry.clear();
+    },
+  };
+  return api;
+}
+
+function register(name: MetricName, registry: Registry, options: MetricsOptions): AnyMetric {
+  const { kind, help, labels, buckets }: MetricDeclaration = METRICS[name];
+  const common = {
+    name: `${METRIC_PREFIX}${name}`,
+    help,
+    labelNames: Object.keys(labels),
+    registers: [registry],
+  };
+  if (kind === "histogram") return new Histogram({ ...common, buckets: [...(buckets ?? [])] });
+  if (kind === "gauge") return new Gauge(common);
+  const counter = new Counter(common);
+  // From 0: a rate over a series that begins at 1 misses its first event.
+  for (const combination of combinations(labels, options)) counter.inc(combination, 0);
+  return counter;
+}
+
+/** Until it is set again. `reset` makes a gauge without labels 0, which is a value; `remove` wants labels where there are some. */
+function leaveOut(gauge: Gauge, name: MetricName): void {
+  if (Object.keys(METRICS[name].labels).length === 0) gauge.remove();
+  else gauge.reset();
+}
+
+function declaredValues(values: readonly string[], options: MetricsOptions): readonly string[] {
+  return values === QUEUES ? options.queues : values;
+}
+
+function isDeclared(name: MetricName, given: LabelValues, options: MetricsOptions): boolean {
+  const labels: Labels = METRICS[name].labels;
+  const names = Object.keys(labels);
+  return (
+    names.length === Object.keys(given).length &&
+    names.every((label) => declaredValues(labels[label] ?? [], options).includes(given[label] ?? ""))
+  );
+}
+
+function combinations(labels: Labels, options: MetricsOptions): readonly Record<string, string>[] {
+  return Object.entries(labels).reduce<readonly Record<string, string>[]>(
+    (all, [label, values]) =>
+      all.flatMap((one) => declaredValues(values, options).map((value) => ({ ...one, [label]: value }))),
+    [{}],
+  );
+}
+
+/** The defaults' own event-loop metrics are left out: ours measure the same, and one name is enough. */
+function collectDefaults(registry: Registry): void {
+  collectDefaultMetrics({ register: registry, prefix: METRIC_PREFIX });
+  for (const { name } of registry.getMetricsAsArray()) {
+    if (name.includes("eventloop")) registry.removeSingleMetric(name);
+  }
+}
+
+function registerBuildInfo(registry: Registry, version: string): void {
+  const info = new Gauge({
+    name: `${METRIC_PREFIX}build_info`,
+    help: "Always 1; its labels say which build runs.",
+    labelNames: ["version", "node_version", "arch"],
+    registers: [registry],
+  });
+  info.set({ version, node_version: process.version, arch: process.arch }, 1);
+}
+
+const LAG_RESOLUTION_MS = 10;
+const NANOSECONDS = 1e9;
+
+interface EventLoopLag {
+  /** Since the last read. */
+  read(): { readonly maxSeconds: number; readonly p99Seconds: number };
+  stop(): void;
+}
+
+function measureEventLoop(): EventLoopLag {
+  const histogram = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_MS });
+  histogram.enable();
+  // The histogram counts the time between two ticks of its own timer; an idle loop shows the timer's period.
+  const lagSeconds = (nanoseconds: number): number =>
+    Math.max(0, nanoseconds / NANOSECONDS - LAG_RESOLUTION_MS / 1000);
+  return {
+    read() {
+      const empty = histogram.count === 0;
+      const lag = empty
+        ? { maxSeconds: 0, p99Seconds: 0 }
+        : { maxSeconds: lagSeconds(histogram.max), p99Seconds: lagSeconds(histogram.percentile(99)) };
+      histogram.reset();
+      return lag;
+    },
+    stop: () => void histogram.disable(),
+  };
+}
+
+async function withTimeout(work: () => void | Promise<void>, timeoutMs: number): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const timeout = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error("too slow")), timeoutMs);
+  });
+  try {
+    await Promise.race([Promise.resolve().then(work), timeout]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,309 @@
+import { once } from "node:events";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, describe, expect, it } from "vitest";
+import {
+  CpuThreads,
+  type CpuThreadsEvent,
+  type CpuThreadsOptions,
+} from "../../src/adapters/threads/cpu-threads.ts";
+import { asBuffer, toHex } from "../../src/core/bytes.ts";
+import { deriveKey } from "../../src/core/encrypt/derive.ts";
+import { LucidError } from "../../src/core/errors.ts";
+import { canonicalChunkId, leafIndex, sessionId } from "../../src/core/ids.ts";
+import { type OpenRequest, type SealedChunk, type SealRequest, sealChunk } from "../../src/core/kernel.ts";
+
+const POISON_URL = new URL("../support/poison-kernel.ts", import.meta.url);
+const STILLBORN_URL = new URL("../support/stillborn-kernel.ts", import.meta.url);
+const PATIENCE_MS = 20_000;
+
+const salt = new Uint8Array(32).fill(2);
+const session = sessionId("sess-threads");
+const withCode = (code: string): unknown => expect.objectContaining({ code });
+
+function sealRequest(index: number, payload: Uint8Array): SealRequest {
+  return {
+    sessionId: session,
+    index: leafIndex(index),
+    chunkId: canonicalChunkId(session, leafIndex(index)),
+    payload,
+    compression: { algorithm: "zstd", level: 3, thresholdBytes: 1024 },
+    hashAlgorithm: "blake3",
+    keyVersion: 1,
+    key: new Uint8Array(32).fill(1),
+    salt,
+    nonce: new Uint8Array(12).fill(3),
+    plainMacKey: new Uint8Array(32).fill(4),
+  };
+}
+
+const opened: CpuThreads[] = [];
+let events: CpuThreadsEvent[] = [];
+
+function cpuThreads(options: Partial<CpuThreadsOptions> = {}): CpuThreads {
+  const threads = new CpuThreads({
+    threads: 2,
+    timeoutMs: PATIENCE_MS,
+    log: (event) => events.push(event),
+    ...options,
+  });
+  opened.push(threads);
+  return threads;
+}
+
+function poison(threads: CpuThreads, password: string, signal?: AbortSignal): Promise<unknown> {
+  return threads.run({ kind: "derive", request: { password, salt } }, { signal });
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  const deadline = performance.now() + PATIENCE_MS;
+  while (!condition()) {
+    if (performance.now() > deadline) throw new Error("condition did not come true");
+    await sleep(5);
+  }
+}
+
+const readyCount = (): number => events.filter((event) => event.kind === "thread-ready").length;
+
+afterEach(async () => {
+  await Promise.all(opened.splice(0).map((threads) => threads.close()));
+  events = [];
+});
+
+describe("the kernel in CPU threads", () => {
+  it("seals as the kernel does on the main thread, and opens again", async () => {
+    const threads = cpuThreads();
+    const payload = Buffer.alloc(200_000, '{"event":"scroll","y":12}\n');
+    const request = sealRequest(0, new Uint8Array(payload));
+    const here = sealChunk({ ...request, payload }, () => 0);
+    const there: SealedChunk = await threads.seal(request);
+    expect({ ...there, stageSeconds: undefined, blob: toHex(there.blob) }).toEqual({
+      ...here,
+      stageSeconds: undefined,
+      blob: toHex(here.blob),
+      // Buffers come out of a structured clone as plain arrays of bytes.
+      blobBlake3: new Uint8Array(here.blobBlake3),
+      keyCommit: new Uint8Array(here.keyCommit),
+      plainMac: new Uint8Array(here.plainMac),
+      leafHash: new Uint8Array(here.leafHash),
+    });
+    const openRequest: OpenRequest = { ...request, ...there };
+    const { payload: restored } = await threads.open(openRequest);
+    expect(asBuffer(restored).equals(payload)).toBe(true);
+  });
+
+  it("moves the payload instead of copying it, but copies a view of a larger buffer", async () => {
+    const threads = cpuThreads({ threads: 1 });
+    const whole = new Uint8Array(50_000);
+    await threads.seal(sealRequest(0, whole));
+    expect(whole.byteLength).toBe(0);
+    const shared = new Uint8Array(50_000);
+    await threads.seal(sealRequest(1, shared.subarray(10)));
+    expect(shared.byteLength).toBe(50_000);
+    const pooled = Buffer.from("in the pool");
+    await threads.seal(sealRequest(2, pooled));
+    expect(pooled.toString()).toBe("in the pool");
+  });
+
+  it("derives a key off the main thread", async () => {
+    expect(toHex(await cpuThreads().deriveKey("password", salt))).toBe(toHex(deriveKey("password", salt)));
+  });
+
+  it("passes the kernel's error code and message, and goes on in the same thread", async () => {
+    const threads = cpuThreads({ threads: 1 });
+    const declaredBlake3 = new Uint8Array(32);
+    const bad = threads.seal({ ...sealRequest(0, new Uint8Array(10)), declaredBlake3 });
+    await expect(bad).rejects.toThrow(withCode("PAYLOAD_DIGEST_MISMATCH"));
+    await expect(bad).rejects.toBeInstanceOf(LucidError);
+    await expect(threads.seal(sealRequest(0, new Uint8Array(10)))).resolves.toMatchObject({ codec: "none" });
+    expect(threads.replaced).toBe(0);
+  });
+
+  it("refuses a request of another form with INTERNAL, without ending the thread", async () => {
+    const threads = cpuThreads({ threads: 1 });
+    const bad = { ...sealRequest(0, new Uint8Array(10)), nonce: new Uint8Array(11) };
+    await expect(threads.seal(bad)).rejects.toThrow(withCode("INTERNAL"));
+    const uncloneable = { ...sealRequest(0, new Uint8Array(10)), keyVersion: (() => 1) as unknown as number };
+    await expect(threads.seal(uncloneable)).rejects.toThrow(withCode("INTERNAL"));
+    expect(await threads.ping()).toBe(true);
+    expect(threads.replaced).toBe(0);
+  });
+
+  it("works many jobs at once, each with its own result", async () => {
+    const threads = cpuThreads();
+    const jobs = Array.from({ length: 60 }, (_, at) =>
+      threads.seal(sealRequest(at, Buffer.alloc(3_000 + at, at))),
+    );
+    const sealed = await Promise.all(jobs);
+    expect(sealed.map((chunk) => chunk.originalLength)).toEqual(
+      Array.from({ length: 60 }, (_, at) => 3_000 + at),
+    );
+    expect(new Set(sealed.map((chunk) => toHex(chunk.leafHash))).size).toBe(60);
+    expect([threads.queued, threads.busy]).toEqual([0, 0]);
+  });
+});
+
+describe("order and bounds", () => {
+  it("takes jobs first come first served, and counts what waits and runs", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });
+    await until(() => readyCount() === 1);
+    const finished: number[] = [];
+    const jobs = [0, 1, 2, 3].map((number) => poison(threads, "sleep 20").then(() => finished.push(number)));
+    expect([threads.busy, threads.queued]).toEqual([1, 3]);
+    await Promise.all(jobs);
+    expect(finished).toEqual([0, 1, 2, 3]);
+  });
+
+  it("refuses more than it can keep waiting", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: STILLBORN_URL });
+    const waiting = Promise.allSettled(Array.from({ length: 1_024 }, () => poison(threads, "x")));
+    await expect(poison(threads, "x")).rejects.toThrow(withCode("QUEUE_UNAVAILABLE"));
+    await threads.close();
+    expect((await waiting).every((outcome) => outcome.status === "rejected")).toBe(true);
+  });
+
+  it("a cancelled waiting job leaves the queue; a cancelled running one is answered at once", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });
+    await until(() => readyCount() === 1);
+    const [running, waiting] = [new AbortController(), new AbortController()];
+    const first = poison(threads, "sleep 200", running.signal);
+    const second = poison(threads, "x", waiting.signal);
+    waiting.abort();
+    await expect(second).rejects.toThrow(withCode("SHUTTING_DOWN"));
+    expect(threads.queued).toBe(0);
+    running.abort(new LucidError("PAYLOAD_MISSING", "any reason of the caller"));
+    await expect(first).rejects.toThrow(withCode("PAYLOAD_MISSING"));
+    expect(threads.busy).toBe(1);
+    await expect(poison(threads, "x")).resolves.toBeDefined();
+    await expect(poison(threads, "x", AbortSignal.abort())).rejects.toThrow(withCode("SHUTTING_DOWN"));
+    expect(threads.replaced).toBe(0);
+  });
+});
+
+describe("threads that misbehave", () => {
+  const crashes = ["exit", "throw", "answer nonsense", "answer another job", "run out of memory"];
+  for (const password of crashes) {
+    it(`a thread made to ${password} fails its own job only, and is replaced`, async () => {
+      const threads = cpuThreads({ workerUrl: POISON_URL });
+      const bad = poison(threads, password);
+      const good = Array.from({ length: 20 }, () => poison(threads, "sleep 1"));
+      await expect(bad).rejects.toThrow(withCode("THREAD_CRASHED"));
+      await Promise.all(good);
+      await until(() => readyCount() === 3);
+      expect(threads.replaced).toBe(1);
+      expect(await threads.ping()).toBe(true);
+    });
+  }
+
+  it("says that memory was the reason, and nothing of an error's text", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });
+    await expect(poison(threads, "run out of memory")).rejects.toThrow(/^CPU thread ran out of memory$/);
+    await expect(poison(threads, "throw")).rejects.toThrow(/^CPU thread threw outside of its job$/);
+  });
+
+  it("a hung thread times out, and the other one goes on meanwhile", async () => {
+    const threads = cpuThreads({ workerUrl: POISON_URL, timeoutMs: 500 });
+    await until(() => readyCount() === 2);
+    const bad = poison(threads, "hang");
+    let meanwhile = 0;
+    const good = Array.from({ length: 20 }, () => poison(threads, "x").then(() => (meanwhile += 1)));
+    await Promise.all(good);
+    await expect(bad).rejects.toThrow(withCode("THREAD_TIMEOUT"));
+    expect(meanwhile).toBe(20);
+    await until(() => readyCount() === 3);
+    expect(await threads.ping()).toBe(true);
+  });
+
+  it("an answer that came while the loop itself was blocked is no timeout", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL, timeoutMs: 100 });
+    await until(() => readyCount() === 1);
+    const job = poison(threads, "x");
+    const blockedUntil = performance.now() + 500;
+    while (performance.now() < blockedUntil);
+    await expect(job).resolves.toBeDefined();
+    expect(threads.replaced).toBe(0);
+  });
+
+  it("waiting does not count as running", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL, timeoutMs: 400 });
+    await until(() => readyCount() === 1);
+    await Promise.all(Array.from({ length: 12 }, () => poison(threads, "sleep 50")));
+    expect(threads.replaced).toBe(0);
+  });
+
+  it("poison after poison ends no thread for good", async () => {
+    const threads = cpuThreads({ workerUrl: POISON_URL });
+    const bad = Array.from({ length: 6 }, () => poison(threads, "exit"));
+    const good = Array.from({ length: 30 }, () => poison(threads, "x"));
+    const outcomes = await Promise.allSettled(bad);
+    expect(outcomes.map((outcome) => outcome.status)).toEqual(Array.from({ length: 6 }, () => "rejected"));
+    await Promise.all(good);
+    expect(threads.replaced).toBe(6);
+  });
+
+  it("threads that die at birth take no job with them and are started ever more slowly", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: STILLBORN_URL });
+    const outcomes = Promise.allSettled([poison(threads, "x")]);
+    await until(() => threads.replaced >= 3);
+    expect(threads.queued).toBe(1);
+    expect(await threads.ping()).toBe(false);
+    const delays = events.flatMap((event) => (event.kind === "thread-replaced" ? [event.delayMs] : []));
+    expect(delays.slice(0, 3)).toEqual([0, 100, 200]);
+    await threads.close();
+    expect(await outcomes).toMatchObject([{ status: "rejected", reason: { code: "SHUTTING_DOWN" } }]);
+  });
+});
+
+describe("ping", () => {
+  it("is false before a thread is ready, and true when it idles or works", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });
+    expect(await threads.ping()).toBe(false);
+    await until(() => readyCount() === 1);
+    expect(await threads.ping()).toBe(true);
+    const job = poison(threads, "sleep 100");
+    expect(await threads.ping()).toBe(true);
+    await job;
+  });
+
+  it("is false for an idle thread that no longer answers, which is replaced", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL, timeoutMs: 500 });
+    await poison(threads, "hang when idle");
+    expect(await threads.ping()).toBe(false);
+    await until(() => readyCount() === 2);
+    expect(await threads.ping()).toBe(true);
+  });
+});
+
+describe("close", () => {
+  it("rejects what runs and waits, ends every thread, and takes nothing more", async () => {
+    const threads = cpuThreads({ workerUrl: POISON_URL });
+    await until(() => readyCount() === 2);
+    const jobs = ["hang", "hang", "x", "x"].map((password) => poison(threads, password));
+    const outcomes = Promise.allSettled(jobs);
+    const closing = threads.close();
+    expect(threads.close()).toBe(closing);
+    await closing;
+    for (const outcome of await outcomes) {
+      expect(outcome).toMatchObject({ status: "rejected", reason: { code: "SHUTTING_DOWN" } });
+    }
+    await expect(poison(threads, "x")).rejects.toThrow(withCode("SHUTTING_DOWN"));
+    expect(await threads.ping()).toBe(false);
+    expect([threads.queued, threads.busy]).toEqual([0, 0]);
+  });
+
+  it("under load leaves neither threads nor timers: a process with nothing else ends", async () => {
+    const { Worker } = await import("node:worker_threads");
+    const source = `
+      const { CpuThreads } = await import(${JSON.stringify(new URL("../../src/adapters/threads/cpu-threads.ts", import.meta.url).href)});
+      const threads = new CpuThreads({ threads: 2, timeoutMs: 60000, workerUrl: new URL(${JSON.stringify(POISON_URL.href)}) });
+      const jobs = Array.from({ length: 40 }, () => threads.run({ kind: "derive", request: { password: "sleep 5", salt: new Uint8Array(32) } }));
+      await jobs[10];
+      const outcomes = Promise.allSettled(jobs);
+      await threads.close();
+      await outcomes;`;
+    const program = new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), {
+      execArgv: [],
+    });
+    const [exitCode] = await once(program, "exit");
+    expect(exitCode).toBe(0);
+  });
+});

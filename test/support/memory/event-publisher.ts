@@ -1,0 +1,59 @@
+import type { EventPublisher } from "../../../src/pipeline/ports.ts";
+import type { LucidEvent } from "../../../src/schema/event.ts";
+
+interface QueuedEvent {
+  readonly event: LucidEvent;
+  readonly state: "waiting" | "failed";
+}
+
+/** The twin of the BullMQ publisher: one queue a subscriber, jobs under their event ids, in the order they came. */
+export class MemoryEventPublisher implements EventPublisher {
+  readonly #queues: ReadonlyMap<string, Map<string, QueuedEvent>>;
+
+  constructor(queueNames: readonly string[] = ["storage-events"]) {
+    this.#queues = new Map(queueNames.map((name) => [name, new Map<string, QueuedEvent>()]));
+  }
+
+  async publish(event: LucidEvent): Promise<void> {
+    for (const queue of this.#queues.values()) add(queue, event, () => true);
+  }
+
+  async republish(event: LucidEvent): Promise<void> {
+    for (const queue of this.#queues.values()) add(queue, event, ({ state }) => state !== "failed");
+  }
+
+  /** Events that wait in one queue; all of them, also those delivered, until `lose`. */
+  waiting(queueName: string): readonly LucidEvent[] {
+    return [...this.#queue(queueName).values()].flatMap(({ event, state }) =>
+      state === "waiting" ? event : [],
+    );
+  }
+
+  /** The consumer used up its attempts. */
+  fail(queueName: string, eventId: string): void {
+    const queue = this.#queue(queueName);
+    const queued = queue.get(eventId);
+    if (queued !== undefined) queue.set(eventId, { ...queued, state: "failed" });
+  }
+
+  /** A queue that loses its data, as Redis may. */
+  lose(queueName: string): void {
+    this.#queue(queueName).clear();
+  }
+
+  #queue(name: string): Map<string, QueuedEvent> {
+    const queue = this.#queues.get(name);
+    if (queue === undefined) throw new Error(`no queue ${name}`);
+    return queue;
+  }
+}
+
+function add(
+  queue: Map<string, QueuedEvent>,
+  event: LucidEvent,
+  keeps: (queued: QueuedEvent) => boolean,
+): void {
+  const queued = queue.get(event.event_id);
+  if (queued !== undefined && keeps(queued)) return;
+  queue.set(event.event_id, { event: queued?.event ?? event, state: "waiting" });
+}

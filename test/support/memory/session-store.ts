@@ -1,0 +1,76 @@
+import type { SessionId, TreeSize } from "../../../src/core/ids.ts";
+import type { NewSession, SessionChange, SessionStore } from "../../../src/pipeline/ports.ts";
+import type { SessionRecord } from "../../../src/schema/record.ts";
+import { pageAfter } from "./order.ts";
+
+/** The twin of MongoSessionStore: each call is one atomic step, taken when it is called. */
+export class MemorySessionStore implements SessionStore {
+  readonly #sessions = new Map<SessionId, SessionRecord>();
+
+  async find(session: SessionId): Promise<SessionRecord | undefined> {
+    return this.#sessions.get(session);
+  }
+
+  async create({ id, hashAlgorithm, key, createdAt }: NewSession): Promise<SessionRecord> {
+    const first = this.#sessions.get(id);
+    if (first !== undefined) return first;
+    const record: SessionRecord = {
+      id,
+      state: "open",
+      hashAlgorithm,
+      version: 0,
+      tree: { size: 0 as TreeSize, frontier: [], root: undefined },
+      totals: { originalBytes: 0, storedBytes: 0 },
+      expectedCount: undefined,
+      countConfirmed: false,
+      finalize: undefined,
+      keys: [key],
+      createdAt,
+      sealedAt: undefined,
+      sealedEvent: undefined,
+    };
+    this.#sessions.set(id, record);
+    return record;
+  }
+
+  async replace(
+    session: SessionId,
+    version: number,
+    change: SessionChange,
+  ): Promise<"replaced" | "conflict"> {
+    const stored = this.#sessions.get(session);
+    if (stored === undefined || stored.version !== version) return "conflict";
+    this.#sessions.set(session, { ...stored, ...changedFields(stored, change), version: version + 1 });
+    return "replaced";
+  }
+
+  async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
+    const candidates = [...this.#sessions.values()].filter(
+      ({ state, sealedEvent }) => state === "open" || (state === "sealed" && sealedEvent === "pending"),
+    );
+    return pageAfter(candidates, ({ id }) => id, after, limit);
+  }
+}
+
+function changedFields(stored: SessionRecord, change: SessionChange): Partial<SessionRecord> {
+  switch (change.kind) {
+    case "grow":
+      return {
+        tree: change.tree,
+        totals: {
+          originalBytes: stored.totals.originalBytes + change.addedOriginalBytes,
+          storedBytes: stored.totals.storedBytes + change.addedStoredBytes,
+        },
+      };
+    case "propose-count":
+      return { expectedCount: change.count, countConfirmed: false, finalize: change.finalize };
+    case "confirm-count":
+      return { countConfirmed: true };
+    case "withdraw-count":
+      return { expectedCount: undefined, countConfirmed: false, finalize: undefined };
+    case "seal":
+      return { state: "sealed", sealedAt: change.at, sealedEvent: "pending" };
+    case "sealed-event-sent":
+      return { sealedEvent: "sent" };
+  }
+}

@@ -1,0 +1,2 @@
+// A CPU thread that never gets ready.
+throw new Error("stillborn");

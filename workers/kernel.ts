@@ -1,0 +1,50 @@
+import { parentPort } from "node:worker_threads";
+import { deriveKey } from "../src/core/encrypt/derive.ts";
+import { asLucidError } from "../src/core/errors.ts";
+import { kernelScratch, openChunk, sealChunk } from "../src/core/kernel.ts";
+import { release } from "../src/core/scratch.ts";
+import { type ThreadReply, type ThreadTask, threadJob } from "../src/schema/thread.ts";
+
+if (parentPort === null) throw new Error("workers/kernel.ts runs as a worker thread only");
+const port = parentPort;
+const scratch = kernelScratch();
+const nowMs = (): number => performance.now();
+
+type Answer = { readonly reply: ThreadReply; readonly transfer: ArrayBuffer[] };
+
+function perform(id: number, task: ThreadTask): Answer {
+  switch (task.kind) {
+    case "seal": {
+      const result = sealChunk(task.request, nowMs, scratch);
+      release(task.request.payload);
+      return { reply: { state: "done", id, kind: "seal", result }, transfer: [result.blob.buffer] };
+    }
+    case "open": {
+      const result = openChunk(task.request);
+      release(task.request.blob);
+      return { reply: { state: "done", id, kind: "open", result }, transfer: [result.payload.buffer] };
+    }
+    case "derive": {
+      const key = deriveKey(task.request.password, task.request.salt);
+      return { reply: { state: "done", id, kind: "derive", result: { key } }, transfer: [] };
+    }
+    case "ping":
+      return { reply: { state: "done", id, kind: "ping", result: {} }, transfer: [] };
+  }
+}
+
+function answer(message: unknown): Answer {
+  const { id } = message as { readonly id: number };
+  try {
+    return perform(id, threadJob.parse(message).task);
+  } catch (thrown) {
+    const { code, message: text } = asLucidError(thrown);
+    return { reply: { state: "failed", id, code, message: text }, transfer: [] };
+  }
+}
+
+port.on("message", (message: unknown) => {
+  const { reply, transfer } = answer(message);
+  port.postMessage(reply, transfer);
+});
+port.postMessage({ state: "ready" } satisfies ThreadReply);
