@@ -1,5 +1,6 @@
 import type { Consumer } from "./adapters/bullmq/job-worker.ts";
 import type { QueueStats, QueueStatsReader } from "./adapters/bullmq/queue-stats.ts";
+import { probeDirectory } from "./adapters/file/atomic-files.ts";
 import { boundedCheck, type Check, type SidecarSources } from "./adapters/http/sidecar.ts";
 import type { MongoConnection } from "./adapters/mongo/connection.ts";
 import type { CpuThreads } from "./adapters/threads/cpu-threads.ts";
@@ -18,6 +19,8 @@ export interface HealthParts {
   readonly stats: QueueStatsReader;
   readonly consumers: { readonly chunks: Consumer; readonly control: Consumer };
   readonly metrics: Metrics;
+  /** Absent where no manifests are written. */
+  readonly manifestDirectory: string | undefined;
 }
 
 export interface Health {
@@ -76,10 +79,18 @@ export function createHealth(parts: HealthParts): Health {
             return "answers";
           }),
           boundedCheck("key_ring", true, async () => "loaded"),
+          ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
         ]),
       metrics: () => metrics.text(),
     },
   };
+}
+
+function manifestCheck(directory: string): Promise<Check> {
+  const failure = "can't be written; check that LUCID_MANIFEST_PATH exists, is mounted and has room";
+  return boundedCheck("manifest_directory", true, () => probeDirectory(directory).then(() => "writable"), {
+    failure,
+  });
 }
 
 async function answers(threads: Pick<CpuThreads, "ping">): Promise<string> {

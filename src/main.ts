@@ -1,14 +1,18 @@
+import type { KeyObject } from "node:crypto";
 import { createEventPublisher } from "./adapters/bullmq/event-publisher.ts";
 import { createChunkConsumer } from "./adapters/bullmq/chunk-consumer.ts";
 import { createControlConsumer } from "./adapters/bullmq/control-consumer.ts";
 import type { Consumer, JobObserver } from "./adapters/bullmq/job-worker.ts";
 import { createQueueStats } from "./adapters/bullmq/queue-stats.ts";
+import { createManifestFiles } from "./adapters/file/manifest-files.ts";
+import { loadSigningKey } from "./adapters/file/signing-key.ts";
 import { createFilePayloadStore } from "./adapters/file/payload-store.ts";
 import { startSidecar } from "./adapters/http/sidecar.ts";
 import { MongoBlobStore } from "./adapters/mongo/blob-store.ts";
 import { MongoChunkStore } from "./adapters/mongo/chunk-store.ts";
 import { connectMongo, type MongoConnection } from "./adapters/mongo/connection.ts";
 import { ensureIndexes } from "./adapters/mongo/indexes.ts";
+import { MongoManifestStore } from "./adapters/mongo/manifest-store.ts";
 import { MongoSessionStore } from "./adapters/mongo/session-store.ts";
 import { MongoTileStore } from "./adapters/mongo/tile-store.ts";
 import { payloadStoreOf } from "./adapters/payload-store.ts";
@@ -55,9 +59,10 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
   for (const warning of loaded.warnings) log.event("config_warning", { warning });
   try {
     const keyRing = keyRingOf(config);
+    const signingKey = await signingKeyOf(config, log);
     const mongo = await connectPatiently(config, clock, log, stop.signal);
     if (mongo === undefined) return 0;
-    const service = await startService({ config, keyRing, mongo, log, metrics, clock });
+    const service = await startService({ config, keyRing, signingKey, mongo, log, metrics, clock });
     const reload = (): void => reloadConfig(loaded, (jobs) => service.setConcurrency(jobs), log);
     process.on("SIGHUP", reload);
     const reason = await stop.requested;
@@ -74,6 +79,8 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
 interface Parts {
   readonly config: Config;
   readonly keyRing: KeyRing;
+  /** Without one sessions get no manifest, no checkpoint and no anchor. */
+  readonly signingKey: KeyObject | undefined;
   readonly mongo: MongoConnection;
   readonly log: Log;
   readonly metrics: Metrics;
@@ -103,6 +110,8 @@ async function startService(parts: Parts): Promise<Service> {
       chunks: new MongoChunkStore(mongo),
       blobs: new MongoBlobStore(mongo),
       tiles: new MongoTileStore(mongo),
+      manifests: new MongoManifestStore(mongo),
+      files: createManifestFiles(config.paths.manifests),
       payloads: adapters.payloads,
       events,
       threads,
@@ -120,11 +129,23 @@ async function startService(parts: Parts): Promise<Service> {
       eventPendingMs: config.sweep.eventPendingMs,
       gapAlertMs: config.sweep.gapAlertMs,
       orphanBlobMs: config.sweep.orphanBlobMs,
+      checkpointIntervalMs: config.merkle.checkpointIntervalMs,
+      closing: { signingKey: parts.signingKey, engine: undefined },
     },
     stopped.signal,
   );
   const consumers = createConsumers(parts, pipeline, events, jobObserver);
-  const health = createHealth({ config, mongo, threads, stats, consumers, redis: redisPayloads, metrics });
+  const manifestDirectory = parts.signingKey === undefined ? undefined : config.paths.manifests;
+  const health = createHealth({
+    config,
+    mongo,
+    threads,
+    stats,
+    consumers,
+    redis: redisPayloads,
+    metrics,
+    manifestDirectory,
+  });
   const sidecar = await startSidecar(health.sources, {
     bind: config.http.bind,
     port: config.http.port,
@@ -237,6 +258,14 @@ function createConsumers(
     },
   });
   return { chunks, control };
+}
+
+async function signingKeyOf({ manifest }: Config, log: Log): Promise<KeyObject | undefined> {
+  if (manifest.signingKeyFile !== undefined)
+    return (await loadSigningKey(manifest.signingKeyFile)).privateKey;
+  const warning = "no MANIFEST_SIGNING_KEY_FILE: sessions are sealed without manifest, checkpoint and anchor";
+  log.event("config_warning", { warning });
+  return undefined;
 }
 
 /** Waits for MongoDB as long as it takes, saying so; `undefined` when the process is told to stop meanwhile. */

@@ -4,11 +4,17 @@ import type { SessionId } from "../core/ids.ts";
 import type {
   ChunkCompletedEvent,
   ChunkFailedEvent,
+  SessionAnchoredEvent,
   SessionGapEvent,
   SessionSealedEvent,
 } from "../schema/event.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
-import { chunkFailedEventId, sessionGapEventId, sessionSealedEventId } from "./event-ids.ts";
+import {
+  chunkFailedEventId,
+  sessionAnchoredEventId,
+  sessionGapEventId,
+  sessionSealedEventId,
+} from "./event-ids.ts";
 
 /** Built from the committed record alone, so that every replay of an event is the same but for nothing. */
 export function chunkCompletedEvent(chunk: ChunkRecord): ChunkCompletedEvent {
@@ -74,6 +80,25 @@ export function sessionSealedEvent(session: SessionRecord): SessionSealedEvent {
     hash_algorithm: session.hashAlgorithm,
     original_bytes: session.totals.originalBytes,
     stored_bytes: session.totals.storedBytes,
+  };
+}
+
+export function sessionAnchoredEvent(session: SessionRecord): SessionAnchoredEvent {
+  const { id, tree, anchor } = session;
+  if (tree.root === undefined || anchor?.anchoredAt === undefined) {
+    throw new TypeError("only an anchored session has an anchored event");
+  }
+  return {
+    event_id: sessionAnchoredEventId(id),
+    type: "session.anchored",
+    version: 1,
+    occurred_at: anchor.anchoredAt.toISOString(),
+    session_id: id,
+    tree_size: tree.size,
+    root_hash: toHex(tree.root),
+    ...(anchor.anchoringId === undefined ? {} : { anchoring_id: anchor.anchoringId }),
+    ...(anchor.transaction === undefined ? {} : { transaction: anchor.transaction }),
+    ...(anchor.block === undefined ? {} : { block: anchor.block }),
   };
 }
 

@@ -1,6 +1,8 @@
 import type { KeyRing } from "../core/encrypt/kek.ts";
 import type { CommittedStub } from "../schema/job.ts";
 import type { ChunkRecord, HashAlgorithm, SessionRecord } from "../schema/record.ts";
+import { AnchorClaims } from "./anchor-session.ts";
+import { type Closing, closeSession } from "./close-session.ts";
 import { finalizeSession } from "./finalize-session.ts";
 import { OnePerSession } from "./integrate.ts";
 import { createPatience } from "./patience.ts";
@@ -12,6 +14,8 @@ import type {
   EventPublisher,
   FinalizeJob,
   KernelThreads,
+  ManifestFiles,
+  ManifestStore,
   Observer,
   PayloadStore,
   RandomBytes,
@@ -19,7 +23,7 @@ import type {
   TileStore,
 } from "./ports.ts";
 import { finishStub, processChunk } from "./process-chunk.ts";
-import { PendingMarks, relayNow } from "./relay-events.ts";
+import { BackgroundWork, relayNow } from "./relay-events.ts";
 import { advanceSession } from "./seal-session.ts";
 import { SessionDirectory } from "./session-directory.ts";
 import { SessionKeys } from "./session-keys.ts";
@@ -32,6 +36,8 @@ export interface Surroundings {
   readonly chunks: ChunkStore;
   readonly blobs: BlobStore;
   readonly tiles: TileStore;
+  readonly manifests: ManifestStore;
+  readonly files: ManifestFiles;
   readonly payloads: PayloadStore;
   readonly events: EventPublisher;
   readonly threads: KernelThreads;
@@ -51,6 +57,9 @@ export interface PipelineOptions {
   readonly gapAlertMs: number;
   /** An attempt may commit for half of this; then its blob counts as an orphan. */
   readonly orphanBlobMs: number;
+  /** 0: checkpoints are signed at the seal only. */
+  readonly checkpointIntervalMs: number;
+  readonly closing: Closing;
 }
 
 export interface Pipeline {
@@ -60,7 +69,7 @@ export interface Pipeline {
   /** Publishes an event that no record carries, such as `chunk.failed`. */
   announce(event: LucidEvent, signal: AbortSignal): Promise<void>;
   readonly sweeper: Sweeper;
-  /** Resolves when the `sent` marks under way are written. */
+  /** Resolves when the work that no job waits for has ended: `sent` marks, manifests. */
   settled(): Promise<void>;
 }
 
@@ -72,12 +81,23 @@ export function createPipeline(
 ): Pipeline {
   const { clock, observer, random, threads, sessions } = surroundings;
   const patience = createPatience(clock, observer);
-  const marks = new PendingMarks(observer);
+  const background = new BackgroundWork();
   const { keyRing, epochAgeMaxMs, hashAlgorithm } = options;
   const keys = new SessionKeys({ keyRing, threads, clock, random, observer, epochAgeMaxMs });
   const directory = new SessionDirectory({ store: sessions, keys, clock, observer, patience, hashAlgorithm });
-  const ports = { ...surroundings, patience, marks, keys, directory };
-  const advance = new OnePerSession((session) => advanceSession(ports, session, stopped));
+  const { closing } = options;
+  const claims = new AnchorClaims(clock, random);
+  const ports = { ...surroundings, patience, background, keys, directory, closing, claims };
+  const close = new OnePerSession((session) => closeSession(ports, session, stopped));
+  const advance = new OnePerSession(async (session) => {
+    const advanced = await advanceSession(ports, session, stopped);
+    if (advanced.state === "open" || advanced.closed) return advanced;
+    // Manifest and anchor take their time; the last chunk's job, which sealed the session, doesn't wait for them.
+    background.add(close.request(session), (code) =>
+      observer.report({ kind: "session-stuck", sessionId: session, code }),
+    );
+    return advanced;
+  });
   const chunkPipeline = {
     ...ports,
     advance,
@@ -88,7 +108,7 @@ export function createPipeline(
     finishStub: (stub, signal) => finishStub(chunkPipeline, stub, signal),
     finalizeSession: (job, signal) => finalizeSession(chunkPipeline, job, signal),
     announce: (event, signal) => relayNow(ports, event, signal),
-    sweeper: new Sweeper({ ...ports, advance, limits: options }),
-    settled: () => marks.settled(),
+    sweeper: new Sweeper({ ...ports, advance, close, limits: options }),
+    settled: () => background.settled(),
   };
 }

@@ -1,12 +1,15 @@
 import type { ErrorCode } from "../core/errors.ts";
+import type { ManifestType } from "../core/manifest/names.ts";
 import type { OpenedChunk, OpenRequest, SealedChunk, SealRequest } from "../core/kernel.ts";
 import type { ChunkId, LeafHash, LeafIndex, NodeHash, SessionId, TreeSize } from "../core/ids.ts";
 import type { LucidEvent } from "../schema/event.ts";
 import type { PayloadRef } from "../schema/job.ts";
+import type { ManifestRecord, ManifestStatus } from "../schema/manifest.ts";
 import type {
   ChunkRecord,
   FinalizeDetails,
   SessionRecord,
+  SignedCheckpoint,
   TreeHead,
   WrappedSecret,
 } from "../schema/record.ts";
@@ -27,7 +30,7 @@ export interface SessionStore {
   create(session: NewSession): Promise<SessionRecord>;
   /** Applies `change` if the document still has `version`, and raises it; never overwrites, never retries. */
   replace(session: SessionId, version: number, change: SessionChange): Promise<"replaced" | "conflict">;
-  /** Sessions in state `open`, or sealed with a pending event, ordered by id, after `after`. */
+  /** Sessions that are not closed, ordered by id, after `after`. */
   unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]>;
 }
 
@@ -51,7 +54,19 @@ export type SessionChange =
   /** Removes expectedCount and finalize again. */
   | { readonly kind: "withdraw-count" }
   | { readonly kind: "seal"; readonly at: Date }
-  | { readonly kind: "sealed-event-sent" };
+  | { readonly kind: "sealed-event-sent" }
+  | { readonly kind: "checkpoint"; readonly checkpoint: SignedCheckpoint }
+  | { readonly kind: "anchor-claimed"; readonly claim: string }
+  | { readonly kind: "anchor-submitted"; readonly anchoringId: string | undefined }
+  /** sealed → anchored, with the event pending. */
+  | {
+      readonly kind: "anchored";
+      readonly transaction: string | undefined;
+      readonly block: number | undefined;
+      readonly at: Date;
+    }
+  | { readonly kind: "anchored-event-sent" }
+  | { readonly kind: "closed" };
 
 /** Committed chunks. Insert-only but for the event's state; a returned insert is durable. */
 export interface ChunkStore {
@@ -112,6 +127,30 @@ export interface TileRecord {
   readonly width: number;
   /** width × 32 bytes */
   readonly hashes: Uint8Array;
+}
+
+/** Signed manifests. A text, once published, stays: of two workers that seal together, one writes it. */
+export interface ManifestStore {
+  find(id: string): Promise<ManifestRecord | undefined>;
+  /** Sets the status, and with `error` its reason. `generated` and `anchored` are never taken back. */
+  mark(manifest: ManifestKey, status: ManifestStatus, reason?: string): Promise<void>;
+  /** Stores the text unless there is one, and returns the one that is there. */
+  publish(manifest: ManifestKey, text: string): Promise<string>;
+}
+
+export interface ManifestKey {
+  readonly id: string;
+  readonly sessionId: SessionId;
+  readonly type: ManifestType;
+}
+
+/** The manifest directory: files appear whole or not at all. Fails with MANIFEST_DIRECTORY_UNUSABLE. */
+export interface ManifestFiles {
+  /** Durable when it returns. `differs`: a file of that name has other bytes, and stays. */
+  write(
+    name: string,
+    content: Uint8Array | AsyncIterable<Uint8Array>,
+  ): Promise<"written" | "identical" | "differs">;
 }
 
 /** Raw chunk bytes that a producer left for us. */
@@ -202,6 +241,12 @@ export type PipelineEvent =
       readonly eventId: string;
       readonly swept: boolean;
     }
+  | { readonly kind: "manifest-written"; readonly sessionId: SessionId; readonly seconds: number }
+  | { readonly kind: "manifest-failed"; readonly sessionId: SessionId; readonly code: ErrorCode }
+  | { readonly kind: "checkpoint-signed"; readonly sessionId: SessionId; readonly size: TreeSize }
+  | { readonly kind: "session-anchored"; readonly sessionId: SessionId; readonly seconds: number }
+  | { readonly kind: "anchor-delayed"; readonly sessionId: SessionId; readonly code: ErrorCode }
+  | { readonly kind: "unanchored"; readonly sessions: number; readonly oldestSeconds: number }
   | { readonly kind: "mark-lost"; readonly code: ErrorCode }
   | { readonly kind: "outbox"; readonly pending: number; readonly oldestSeconds: number }
   | { readonly kind: "events-swept"; readonly count: number }

@@ -1,4 +1,4 @@
-import { errorCodeOf } from "../core/errors.ts";
+import { type ErrorCode, errorCodeOf } from "../core/errors.ts";
 import type { LucidEvent } from "../schema/event.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import { chunkCompletedEvent, sessionSealedEvent } from "./event-messages.ts";
@@ -11,24 +11,18 @@ export interface RelayPorts {
   readonly events: EventPublisher;
   readonly observer: Observer;
   readonly patience: Patience;
-  readonly marks: PendingMarks;
+  readonly background: BackgroundWork;
 }
 
-/** The marks under way, so that a shutdown can let them finish. */
-export class PendingMarks {
-  readonly #observer: Observer;
+/** Work that nobody waits for, so that a shutdown can let it finish. A failure is told to `onFailure` and ends there. */
+export class BackgroundWork {
   readonly #running = new Set<Promise<void>>();
 
-  constructor(observer: Observer) {
-    this.#observer = observer;
-  }
-
-  add(mark: Promise<void>): void {
-    // Whatever ends a mark, the event stays `pending`, and the sweeper of this or another replica announces it again
-    // under the same id.
-    const guarded = mark.catch((thrown: unknown) => {
-      this.#observer.report({ kind: "mark-lost", code: errorCodeOf(thrown) });
-    });
+  add(work: Promise<unknown>, onFailure: (code: ErrorCode) => void): void {
+    const guarded = work.then(
+      () => undefined,
+      (thrown: unknown) => onFailure(errorCodeOf(thrown)),
+    );
     this.#running.add(guarded);
     void guarded.finally(() => this.#running.delete(guarded));
   }
@@ -52,7 +46,11 @@ export async function relayChunkCompleted(
   await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));
   observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: false });
   // Dies here: published and still `pending`; sweepPendingEvents publishes it again under the same id.
-  ports.marks.add(patience("chunks.markSent", signal, () => chunks.markSent([chunk])));
+  // Whatever ends the mark, the event then stays `pending`, and a sweeper announces it again under the same id.
+  ports.background.add(
+    patience("chunks.markSent", signal, () => chunks.markSent([chunk])),
+    (code) => observer.report({ kind: "mark-lost", code }),
+  );
 }
 
 /** For events that no record carries as pending: waits until every queue has it. */

@@ -1,9 +1,12 @@
 import { errorCodeOf } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
+import type { Closing } from "./close-session.ts";
 import { chunkCompletedEvent, sessionGapEvent } from "./event-messages.ts";
+import { FirstSeen } from "./first-seen.ts";
 import type { OnePerSession } from "./integrate.ts";
-import type { BlobStore, Clock } from "./ports.ts";
+import type { BlobStore, Clock, TileStore } from "./ports.ts";
+import { signedCheckpoint } from "./sign-checkpoint.ts";
 import { withdrawChunk } from "./process-chunk.ts";
 import { type RelayPorts, relayNow } from "./relay-events.ts";
 import { isBeyondEnd } from "./seal-session.ts";
@@ -23,7 +26,11 @@ export interface SweepPorts extends RelayPorts {
   readonly blobs: BlobStore;
   readonly clock: Clock;
   readonly directory: SessionDirectory;
+  readonly tiles: TileStore;
   readonly advance: OnePerSession;
+  /** closeSession, at most once per session at a time. */
+  readonly close: OnePerSession;
+  readonly closing: Closing;
   readonly limits: SweepLimits;
 }
 
@@ -31,37 +38,8 @@ export interface SweepLimits {
   readonly eventPendingMs: number;
   readonly gapAlertMs: number;
   readonly orphanBlobMs: number;
-}
-
-/**
- * How long something has been seen in one state, by the monotonic clock of this process. Wall-clock times in
- * documents come from other machines and step; a sweep that trusted them could act an hour early or late.
- */
-class FirstSeen {
-  readonly #since = new Map<string, { readonly state: string; readonly atMs: number }>();
-  readonly #clock: Clock;
-
-  constructor(clock: Clock) {
-    this.#clock = clock;
-  }
-
-  /** Milliseconds since `key` was first seen in `state`; 0 the first time. */
-  ageMs(key: string, state = ""): number {
-    const now = this.#clock.monotonicMs();
-    const seen = this.#since.get(key);
-    if (seen?.state === state) return now - seen.atMs;
-    this.#since.set(key, { state, atMs: now });
-    return 0;
-  }
-
-  /** Forgets whatever is not among `keys`: it has left the state that was watched. */
-  keepOnly(keys: ReadonlySet<string>): void {
-    for (const key of this.#since.keys()) if (!keys.has(key)) this.#since.delete(key);
-  }
-
-  forget(key: string): void {
-    this.#since.delete(key);
-  }
+  /** 0: checkpoints are signed at the seal only. */
+  readonly checkpointIntervalMs: number;
 }
 
 /**
@@ -73,6 +51,7 @@ export class Sweeper {
   readonly #pendingEvents: FirstSeen;
   readonly #gaps: FirstSeen;
   readonly #orphans: FirstSeen;
+  readonly #checkpoints: FirstSeen;
   /** Where the last blob sweep stopped. */
   #blobCursor: string | undefined;
   #sessionCursor: SessionId | undefined;
@@ -82,6 +61,7 @@ export class Sweeper {
     this.#pendingEvents = new FirstSeen(ports.clock);
     this.#gaps = new FirstSeen(ports.clock);
     this.#orphans = new FirstSeen(ports.clock);
+    this.#checkpoints = new FirstSeen(ports.clock);
   }
 
   async sweep(signal: AbortSignal): Promise<void> {
@@ -102,7 +82,10 @@ export class Sweeper {
     observer.report({ kind: "outbox", pending: pending.length, oldestSeconds: oldestMs / 1000 });
     const sent: ChunkRecord[] = [];
     for (const { chunk, ageMs } of aged) {
-      if (ageMs >= limits.eventPendingMs && (await this.#republishChunk(chunk, signal))) sent.push(chunk);
+      if (ageMs < limits.eventPendingMs) continue;
+      await this.#unlessStuck(chunk.sessionId, signal, async () => {
+        if (await this.#republishChunk(chunk, signal)) sent.push(chunk);
+      });
     }
     if (sent.length === 0) return;
     await patience("chunks.markSent", signal, () => chunks.markSent(sent));
@@ -110,9 +93,10 @@ export class Sweeper {
   }
 
   async #republishChunk(chunk: ChunkRecord, signal: AbortSignal): Promise<boolean> {
-    const { patience, sessions, events, observer } = this.#ports;
-    const session = await patience("sessions.find", signal, () => sessions.find(chunk.sessionId));
-    if (session !== undefined && isBeyondEnd(session, chunk.index)) {
+    const { patience, advance, events, observer } = this.#ports;
+    // As in the write path, a proposed count is settled before the event: none may leave out what has been announced.
+    const session = await advance.request(chunk.sessionId);
+    if (isBeyondEnd(session, chunk.index)) {
       await withdrawChunk(this.#ports, chunk, signal);
       return false;
     }
@@ -121,20 +105,25 @@ export class Sweeper {
     return true;
   }
 
-  /** Grows, seals and announces what was left half done, and reports gaps. A broken session doesn't stop the rest. */
+  /** One session that can't go on must not keep the others from it. */
+  async #unlessStuck(session: SessionId, signal: AbortSignal, work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
+    } catch (thrown) {
+      if (signal.aborted) throw thrown;
+      this.#ports.observer.report({ kind: "session-stuck", sessionId: session, code: errorCodeOf(thrown) });
+    }
+  }
+
+  /** Grows, seals, announces and closes what was left half done, and reports gaps. */
   async sweepSessions(signal: AbortSignal): Promise<void> {
-    const { patience, sessions, observer } = this.#ports;
+    const { patience, sessions } = this.#ports;
     for (let seen = 0; seen < SESSIONS_PER_SWEEP_MAX; ) {
       const page = await patience("sessions.unfinished", signal, () =>
         sessions.unfinished(this.#sessionCursor, SESSIONS_PER_PAGE),
       );
       for (const session of page) {
-        try {
-          await this.#advance(session, signal);
-        } catch (thrown) {
-          if (signal.aborted) throw thrown;
-          observer.report({ kind: "session-stuck", sessionId: session.id, code: errorCodeOf(thrown) });
-        }
+        await this.#unlessStuck(session.id, signal, () => this.#advance(session, signal));
       }
       seen += page.length;
       this.#sessionCursor = page.length < SESSIONS_PER_PAGE ? undefined : page.at(-1)?.id;
@@ -145,8 +134,24 @@ export class Sweeper {
   async #advance(session: SessionRecord, signal: AbortSignal): Promise<void> {
     const advanced = await this.#ports.advance.request(session.id);
     this.#ports.directory.remember(advanced);
-    if (advanced.state === "open") await this.#reportGap(advanced, signal);
-    else this.#gaps.forget(session.id);
+    if (advanced.state === "open") {
+      await this.#signCheckpointIfDue(advanced, signal);
+      await this.#reportGap(advanced, signal);
+      return;
+    }
+    this.#gaps.forget(session.id);
+    this.#checkpoints.forget(session.id);
+    await this.#ports.close.request(session.id);
+  }
+
+  /** For open sessions, CHECKPOINT_INTERVAL after the tree has outgrown the last signed one. */
+  async #signCheckpointIfDue(session: SessionRecord, signal: AbortSignal): Promise<void> {
+    const { closing, limits } = this.#ports;
+    const signedSize = session.checkpoint?.size ?? 0;
+    if (closing.signingKey === undefined || limits.checkpointIntervalMs === 0) return;
+    if (session.tree.size <= signedSize) return;
+    if (this.#checkpoints.ageMs(session.id, String(signedSize)) < limits.checkpointIntervalMs) return;
+    await signedCheckpoint({ ...this.#ports, signingKey: closing.signingKey }, session, signal);
   }
 
   async #reportGap(session: SessionRecord, signal: AbortSignal): Promise<void> {

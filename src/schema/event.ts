@@ -91,5 +91,6 @@ export const eventSchema = z.discriminatedUnion("type", [
 export type LucidEvent = z.infer<typeof eventSchema>;
 export type ChunkCompletedEvent = z.infer<typeof chunkCompletedSchema>;
 export type ChunkFailedEvent = z.infer<typeof chunkFailedSchema>;
+export type SessionAnchoredEvent = z.infer<typeof sessionAnchoredSchema>;
 export type SessionSealedEvent = z.infer<typeof sessionSealedSchema>;
 export type SessionGapEvent = z.infer<typeof sessionGapSchema>;

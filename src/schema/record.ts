@@ -57,6 +57,32 @@ export interface SessionRecord {
   readonly sealedAt: Date | undefined;
   /** Outbox state of `session.sealed`; absent while open. */
   readonly sealedEvent: EventState | undefined;
+  /** The newest checkpoint that was signed; what the next one must be consistent with. */
+  readonly checkpoint: SignedCheckpoint | undefined;
+  /** Absent until somebody begins to anchor the root. */
+  readonly anchor: AnchorRecord | undefined;
+  /** Outbox state of `session.anchored`; absent until anchored. */
+  readonly anchoredEvent: EventState | undefined;
+  /** True once nothing is left to do for the session: announced, and with manifest and anchor as far as configured. */
+  readonly closed: boolean;
+}
+
+export interface SignedCheckpoint {
+  readonly size: TreeSize;
+  readonly root: NodeHash;
+  /** C2SP signed note. */
+  readonly note: string;
+}
+
+/** claimed → submitted → confirmed. A root is anchored together with its tree size. */
+export interface AnchorRecord {
+  readonly status: "claimed" | "submitted" | "confirmed";
+  /** Random; whoever wrote it is submitting. */
+  readonly claim: string;
+  readonly anchoringId?: string;
+  readonly transaction?: string;
+  readonly block?: number;
+  readonly anchoredAt?: Date;
 }
 
 export interface ChunkRecord {

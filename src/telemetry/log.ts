@@ -160,6 +160,21 @@ export const LOG_EVENTS = {
     message: "session sealed",
     fields: ["session_id", "tree_size", "root_hash"],
   },
+  manifest_written: { level: "info", message: "manifest written", fields: ["session_id", "duration_ms"] },
+  manifest_failed: {
+    level: "error",
+    message: "manifest not written",
+    fields: ["session_id", "err"],
+    limitBy: "session_id",
+  },
+  checkpoint_signed: { level: "debug", message: "checkpoint signed", fields: ["session_id", "tree_size"] },
+  session_anchored: { level: "info", message: "session anchored", fields: ["session_id", "duration_ms"] },
+  anchor_delayed: {
+    level: "warn",
+    message: "anchoring delayed",
+    fields: ["session_id", "err"],
+    limitBy: "err",
+  },
   session_gap: {
     level: "warn",
     message: "chunk is missing while later ones exist",

@@ -121,6 +121,33 @@ export const METRICS = {
     help: "Times a sweep found a session that can't go on by itself, by error code.",
     labels: { code: CODES },
   },
+  manifests_written_total: { kind: "counter", help: "Manifests written by this process.", labels: {} },
+  manifest_failures_total: {
+    kind: "counter",
+    help: "Manifests that could not be written and will be tried again, by error code.",
+    labels: { code: CODES },
+  },
+  checkpoints_signed_total: { kind: "counter", help: "Checkpoints signed by this process.", labels: {} },
+  sessions_anchored_total: {
+    kind: "counter",
+    help: "Sessions whose anchoring this process saw confirmed.",
+    labels: {},
+  },
+  anchor_delays_total: {
+    kind: "counter",
+    help: "Calls of the anchoring engine that failed and will be repeated, by error code.",
+    labels: { code: CODES },
+  },
+  unanchored_sessions: {
+    kind: "gauge",
+    help: "Sealed sessions that wait for their anchor, at the last sweep.",
+    labels: {},
+  },
+  unanchored_oldest_age_seconds: {
+    kind: "gauge",
+    help: "For how long this process has seen the oldest of them wait.",
+    labels: {},
+  },
   events_relayed_total: {
     kind: "counter",
     help: "Events added to the event queues, by type and by who added them.",

@@ -10,12 +10,14 @@ import type {
   TileRecord,
 } from "../../pipeline/ports.ts";
 import type {
+  AnchorRecord,
   ChunkRecord,
   EventState,
   FinalizeDetails,
   HashAlgorithm,
   SessionRecord,
   SessionState,
+  SignedCheckpoint,
   TreeHead,
   WrappedSecret,
 } from "../../schema/record.ts";
@@ -30,6 +32,7 @@ export const COLLECTIONS = {
   chunks: "chunks",
   blobs: "chunk_blobs",
   tiles: "merkle_tiles",
+  manifests: "manifests",
 } as const;
 
 /** The version of the layouts below, in every document: a reader refuses what it doesn't know. */
@@ -49,7 +52,25 @@ export interface SessionDocument {
   readonly created_at: Date;
   readonly sealed_at: Date | null;
   readonly sealed_event: EventState | null;
-  readonly anchor: null;
+  readonly checkpoint: CheckpointDocument | null;
+  readonly anchor: AnchorDocument | null;
+  readonly anchored_event: EventState | null;
+  readonly closed: boolean;
+}
+
+interface CheckpointDocument {
+  readonly size: number;
+  readonly root: Uint8Array;
+  readonly note: string;
+}
+
+interface AnchorDocument {
+  readonly status: AnchorRecord["status"];
+  readonly claim: string;
+  readonly anchoring_id?: string;
+  readonly transaction?: string;
+  readonly block?: number;
+  readonly anchored_at?: Date;
 }
 
 interface TreeDocument {
@@ -156,7 +177,10 @@ export function newSessionDocument({ id, hashAlgorithm, key, createdAt }: NewSes
     created_at: createdAt,
     sealed_at: null,
     sealed_event: null,
+    checkpoint: null,
     anchor: null,
+    anchored_event: null,
+    closed: false,
   };
 }
 
@@ -181,6 +205,10 @@ export function sessionRecord(document: SessionDocument): SessionRecord {
     createdAt: document.created_at,
     sealedAt: document.sealed_at ?? undefined,
     sealedEvent: document.sealed_event ?? undefined,
+    checkpoint: document.checkpoint === null ? undefined : signedCheckpoint(document.checkpoint),
+    anchor: document.anchor === null ? undefined : anchorRecord(document.anchor),
+    anchoredEvent: document.anchored_event ?? undefined,
+    closed: document.closed,
   };
 }
 
@@ -214,7 +242,51 @@ export function sessionUpdate(change: SessionChange): UpdateFilter<SessionDocume
       return { $set: { state: "sealed", sealed_at: change.at, sealed_event: "pending" }, $inc: raised };
     case "sealed-event-sent":
       return { $set: { sealed_event: "sent" }, $inc: raised };
+    case "checkpoint":
+      return { $set: { checkpoint: change.checkpoint }, $inc: raised };
+    case "anchor-claimed":
+      return { $set: { anchor: { status: "claimed", claim: change.claim } }, $inc: raised };
+    case "anchor-submitted":
+      return {
+        $set: {
+          "anchor.status": "submitted",
+          ...(change.anchoringId === undefined ? {} : { "anchor.anchoring_id": change.anchoringId }),
+        },
+        $inc: raised,
+      };
+    case "anchored":
+      return {
+        $set: {
+          state: "anchored",
+          anchored_event: "pending",
+          "anchor.status": "confirmed",
+          "anchor.anchored_at": change.at,
+          ...(change.transaction === undefined ? {} : { "anchor.transaction": change.transaction }),
+          ...(change.block === undefined ? {} : { "anchor.block": change.block }),
+        },
+        $inc: raised,
+      };
+    case "anchored-event-sent":
+      return { $set: { anchored_event: "sent" }, $inc: raised };
+    case "closed":
+      return { $set: { closed: true }, $inc: raised };
   }
+}
+
+function signedCheckpoint({ size, root, note }: CheckpointDocument): SignedCheckpoint {
+  return { size: size as TreeSize, root: root as NodeHash, note };
+}
+
+function anchorRecord(document: AnchorDocument): AnchorRecord {
+  const { status, claim, anchoring_id, transaction, block, anchored_at } = document;
+  return {
+    status,
+    claim,
+    ...(anchoring_id === undefined ? {} : { anchoringId: anchoring_id }),
+    ...(transaction === undefined ? {} : { transaction }),
+    ...(block === undefined ? {} : { block }),
+    ...(anchored_at === undefined ? {} : { anchoredAt: anchored_at }),
+  };
 }
 
 export function chunkDocument(chunk: ChunkRecord): ChunkDocument {

@@ -8,8 +8,8 @@ import { LucidError } from "../../core/errors.ts";
 const UNCOMPRESSED = { storageEngine: { wiredTiger: { configString: "block_compressor=none" } } };
 
 const SESSION_INDEXES: readonly IndexDescription[] = [
-  // SessionStore.unfinished: open, or sealed with a pending event, by id.
-  { name: "unfinished", key: { state: 1, sealed_event: 1, _id: 1 } },
+  // SessionStore.unfinished: by id. Partial: it holds what is under way, and not every session there ever was.
+  { name: "unfinished", key: { closed: 1, _id: 1 }, partialFilterExpression: { closed: false } },
 ];
 
 const CHUNK_INDEXES: readonly IndexDescription[] = [

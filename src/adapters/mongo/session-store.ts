@@ -65,15 +65,8 @@ export class MongoSessionStore implements SessionStore {
 
   async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
     if (limit < 1) return [];
-    // Both branches are equalities on the first two keys of the index, so the server merges them in the order of the
-    // third and sorts nothing. An open session has no sealed_event.
-    const filter = {
-      $or: [
-        { state: "open" as const, sealed_event: null },
-        { state: "sealed" as const, sealed_event: "pending" as const },
-      ],
-      ...(after === undefined ? {} : { _id: { $gt: after } }),
-    };
+    // An equality on the first key of the index, in the order of the second: nothing is sorted.
+    const filter = { closed: false, ...(after === undefined ? {} : { _id: { $gt: after } }) };
     const documents = await this.#connection.run(() =>
       this.#sessions.find(filter, { limit, batchSize: limit }).sort({ _id: 1 }).toArray(),
     );

@@ -64,6 +64,30 @@ export function createObserver(log: Log, metrics: Metrics): Observer {
       metrics.count("events_relayed_total", { type, by: swept ? "sweeper" : "worker" });
       log.event("event_relayed", { event_id: eventId, event_type: type });
     },
+    "manifest-written": ({ sessionId, seconds }) => {
+      metrics.count("manifests_written_total", {});
+      log.event("manifest_written", { session_id: sessionId, duration_ms: Math.round(seconds * 1000) });
+    },
+    "manifest-failed": ({ sessionId, code }) => {
+      metrics.count("manifest_failures_total", { code });
+      log.event("manifest_failed", { session_id: sessionId, err: new LucidError(code, "it is tried again") });
+    },
+    "checkpoint-signed": ({ sessionId, size }) => {
+      metrics.count("checkpoints_signed_total", {});
+      log.event("checkpoint_signed", { session_id: sessionId, tree_size: size });
+    },
+    "session-anchored": ({ sessionId, seconds }) => {
+      metrics.count("sessions_anchored_total", {});
+      log.event("session_anchored", { session_id: sessionId, duration_ms: Math.round(seconds * 1000) });
+    },
+    "anchor-delayed": ({ sessionId, code }) => {
+      metrics.count("anchor_delays_total", { code });
+      log.event("anchor_delayed", { session_id: sessionId, err: new LucidError(code, "it is tried again") });
+    },
+    unanchored: ({ sessions, oldestSeconds }) => {
+      metrics.set("unanchored_sessions", {}, sessions);
+      metrics.set("unanchored_oldest_age_seconds", {}, oldestSeconds);
+    },
     "mark-lost": ({ code }) =>
       log.event("relay_failed", {
         err: new LucidError(code, "an event stays pending; the sweeper announces it again"),

@@ -103,7 +103,7 @@ export function parseChunkLine(line: string): ManifestChunk {
     encryptionFormat: 1,
     keyCommit: digests.subarray(HASH_BYTES, 2 * HASH_BYTES),
     keyVersion: Number(match[7]),
-    leafHash: digests.subarray(2 * HASH_BYTES, 3 * HASH_BYTES) as Uint8Array as LeafHash,
+    leafHash: digests.subarray(2 * HASH_BYTES, 3 * HASH_BYTES) as LeafHash,
     level: Number(match[9]),
     originalBytes: Number(match[10]),
     plainMac: digests.subarray(3 * HASH_BYTES),

@@ -1,6 +1,6 @@
 import type { SessionId, TreeSize } from "../../../src/core/ids.ts";
 import type { NewSession, SessionChange, SessionStore } from "../../../src/pipeline/ports.ts";
-import type { SessionRecord } from "../../../src/schema/record.ts";
+import type { AnchorRecord, SessionRecord } from "../../../src/schema/record.ts";
 import { pageAfter } from "./order.ts";
 
 /** The twin of MongoSessionStore: each call is one atomic step, taken when it is called. */
@@ -28,6 +28,10 @@ export class MemorySessionStore implements SessionStore {
       createdAt,
       sealedAt: undefined,
       sealedEvent: undefined,
+      checkpoint: undefined,
+      anchor: undefined,
+      anchoredEvent: undefined,
+      closed: false,
     };
     this.#sessions.set(id, record);
     return record;
@@ -45,9 +49,7 @@ export class MemorySessionStore implements SessionStore {
   }
 
   async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
-    const candidates = [...this.#sessions.values()].filter(
-      ({ state, sealedEvent }) => state === "open" || (state === "sealed" && sealedEvent === "pending"),
-    );
+    const candidates = [...this.#sessions.values()].filter(({ closed }) => !closed);
     return pageAfter(candidates, ({ id }) => id, after, limit);
   }
 }
@@ -72,5 +74,39 @@ function changedFields(stored: SessionRecord, change: SessionChange): Partial<Se
       return { state: "sealed", sealedAt: change.at, sealedEvent: "pending" };
     case "sealed-event-sent":
       return { sealedEvent: "sent" };
+    case "checkpoint":
+      return { checkpoint: change.checkpoint };
+    case "anchor-claimed":
+      return { anchor: { status: "claimed", claim: change.claim } };
+    case "anchor-submitted":
+      return {
+        anchor: { ...anchorOf(stored), status: "submitted", ...defined({ anchoringId: change.anchoringId }) },
+      };
+    case "anchored":
+      return {
+        state: "anchored",
+        anchoredEvent: "pending",
+        anchor: {
+          ...anchorOf(stored),
+          status: "confirmed",
+          ...defined({ transaction: change.transaction, block: change.block }),
+          anchoredAt: change.at,
+        },
+      };
+    case "anchored-event-sent":
+      return { anchoredEvent: "sent" };
+    case "closed":
+      return { closed: true };
   }
+}
+
+function anchorOf({ anchor }: SessionRecord): AnchorRecord {
+  return anchor ?? { status: "claimed", claim: "" };
+}
+
+/** The fields that have a value: optional fields are absent, never `undefined`. */
+function defined<Fields extends object>(
+  fields: Fields,
+): { [Key in keyof Fields]?: Exclude<Fields[Key], undefined> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as never;
 }
