@@ -1,6 +1,6 @@
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { stat } from "node:fs/promises";
+import { stat, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { createEventConsumer } from "../../src/adapters/bullmq/event-consumer.ts";
 import { type ChunkToEnqueue, createProducer } from "../../src/adapters/bullmq/producer.ts";
@@ -59,10 +59,10 @@ export async function runDemo({ file, keep, output, signal }: DemoOptions): Prom
   const bytes = await sizeOf(file);
   const say = (line: string): void => output.say(line);
   const servers = await startLocalServers({ say, keepData: keep, signal });
-  const trial = trialOn(servers, "demo");
+  const trial = await trialOn(servers, "demo");
   try {
     const report = await processAndProve({ file: resolve(file), bytes, trial, servers, output, signal });
-    if (keep) sayHowToLook(say, servers, trial);
+    if (keep) await sayHowToLook(say, servers, trial);
     return report;
   } finally {
     if (!keep) await dropTrial(trial);
@@ -289,13 +289,20 @@ async function sizeOf(file: string): Promise<number> {
   return found.size;
 }
 
-function sayHowToLook(say: (line: string) => void, servers: LocalServers, trial: Trial): void {
-  say(`kept: ${servers.folder}`);
-  say(`redis:   redis-server --port 6400 --dir ${join(servers.folder, "redis")} --appendonly yes`);
-  say(
-    `mongodb: database ${trial.database}; start ${servers.mongodb.label} on ${join(servers.folder, "mongodb")}`,
-  );
-  say(
-    `key:     ENCRYPTION_KEY=${trial.encryptionKey} (of this demo only), QUEUE_PREFIX='${trial.queuePrefix}'`,
-  );
+/** What is needed to look at the kept data: the servers again, and the names and keys of this run. */
+async function sayHowToLook(
+  say: (line: string) => void,
+  { folder }: LocalServers,
+  trial: Trial,
+): Promise<void> {
+  const file = join(folder, "demo.env");
+  const { REDIS_URL: _redis, MONGODB_URL: _mongodb, ...names } = trial.env;
+  const lines = Object.entries(names)
+    .filter(([name, value]) => value !== undefined && /^(?:LUCID_|ENCRYPTION_|QUEUE_|MANIFEST_)/.test(name))
+    .map(([name, value]) => `export ${name}='${value}'`);
+  await writeFile(file, `${lines.join("\n")}\n`, { mode: 0o600 });
+  say(`kept: ${folder} (data of both servers, manifests, the worker's log, keys of this run)`);
+  say(`to look at it:  npm run services -- --folder ${folder}`);
+  say(`then, in another terminal, its two export lines, and:  . ${file}`);
+  say("and:  npx session-processor status, restore and the others; --help lists them");
 }

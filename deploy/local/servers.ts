@@ -27,18 +27,20 @@ export interface LocalServers {
 /**
  * Starts both, at the same time.
  * @param options.keepData leave `folder` when they end (a container's data goes with the container all the same)
+ * @param options.folder one that was kept: they go on with its data, and leave it there again
  * @throws LucidError LOCAL_SERVER_UNAVAILABLE when one can't be had, after the other has been stopped;
  *   the signal's reason when it was aborted
  */
 export async function startLocalServers(options: {
   readonly say: (line: string) => void;
   readonly keepData?: boolean;
+  readonly folder?: string;
   readonly env?: NodeJS.ProcessEnv;
   readonly signal?: AbortSignal;
 }): Promise<LocalServers> {
-  const folder = newFolder();
-  await mkdir(folder, { mode: 0o700 });
-  const keepData = options.keepData ?? false;
+  const folder = options.folder ?? newFolder();
+  await mkdir(folder, { mode: 0o700, recursive: true });
+  const keepData = options.keepData ?? options.folder !== undefined;
   const dirs = { redis: join(folder, "redis"), mongodb: join(folder, "mongodb") };
   const place = (dir: string, neighbour: string): Placement =>
     keepData ? { dir } : { dir, removal: { dir, root: folder, neighbours: [neighbour] } };

@@ -1,9 +1,14 @@
-/** npm run services [-- --json]: Redis and MongoDB for development, until Ctrl-C. */
+/** npm run services [-- --json] [-- --folder DIR]: Redis and MongoDB for development, until Ctrl-C. */
+import { resolve } from "node:path";
+import { parseArgs } from "node:util";
 import { LucidError } from "../../src/core/errors.ts";
 import { type LocalServer, type LocalServers, startLocalServers } from "./servers.ts";
 
 const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
+const { values: flags } = parseArgs({
+  options: { json: { type: "boolean", default: false }, folder: { type: "string" } },
+});
 const asked = new AbortController();
 const stopAsked = new Promise<void>((resolve) => {
   for (const signal of STOP_SIGNALS)
@@ -15,7 +20,7 @@ const stopAsked = new Promise<void>((resolve) => {
 
 const servers = await start();
 if (servers !== undefined) {
-  console.log(process.argv.includes("--json") ? asJson(servers) : asExports(servers));
+  console.log(flags.json ? asJson(servers) : asExports(servers));
   console.error("Both run until Ctrl-C.");
   const running = setInterval(() => {}, 2 ** 30); // The servers alone don't keep this process alive.
   await stopAsked;
@@ -25,7 +30,11 @@ if (servers !== undefined) {
 
 async function start(): Promise<LocalServers | undefined> {
   try {
-    return await startLocalServers({ say: (line) => console.error(line), signal: asked.signal });
+    return await startLocalServers({
+      say: (line) => console.error(line),
+      signal: asked.signal,
+      ...(flags.folder === undefined ? {} : { folder: resolve(flags.folder) }),
+    });
   } catch (error) {
     if (!asked.signal.aborted && !(error instanceof LucidError)) throw error;
     process.exitCode = 1;

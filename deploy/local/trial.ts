@@ -1,6 +1,8 @@
 import { randomBytes } from "node:crypto";
+import { mkdir, writeFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
+import { generateSigningKey } from "../../src/adapters/file/signing-key.ts";
 import type { LocalServers } from "./servers.ts";
 
 /** Names and a key for one trial run, that nothing else on the same servers uses. */
@@ -12,17 +14,29 @@ export interface Trial {
   readonly eventQueue: string;
   readonly encryptionKey: string;
   readonly threads: number;
+  /** Where manifests appear, signed by `signingKeyFile`. */
+  readonly manifestDirectory: string;
+  readonly signingKeyFile: string;
+  /** Of that key: base64 of the 32 bytes, to be pinned by whoever verifies. */
+  readonly publicKey: string;
   /** The environment of a worker of this trial. */
   readonly env: NodeJS.ProcessEnv;
 }
 
 const PASSED_ON = ["PATH", "HOME", "TMPDIR", "LANG", "CPU_THREADS", "MAX_WORKERS", "LOG_LEVEL"] as const;
 
-export function trialOn(servers: LocalServers, name: string): Trial {
-  const own = `lucid_${name}_${randomBytes(6).toString("hex")}`;
+export async function trialOn(servers: LocalServers, name: string): Promise<Trial> {
+  // Servers that were given may hold other things; in those of our own the usual names do.
+  const isGiven = (process.env["REDIS_URL"] ?? "") !== "" || (process.env["MONGODB_URL"] ?? "") !== "";
+  const own = isGiven ? `lucid_${name}_${randomBytes(6).toString("hex")}` : "lucid";
   const encryptionKey = randomBytes(32).toString("base64");
   const mongodbUrl = withDatabase(servers.mongodb.url, own);
   const queuePrefix = `{${own}}`;
+  const manifestDirectory = join(servers.folder, "manifests");
+  const signingKeyFile = join(servers.folder, "signing-key.pem");
+  const signingKey = generateSigningKey();
+  await mkdir(manifestDirectory, { recursive: true });
+  await writeFile(signingKeyFile, signingKey.privatePem, { mode: 0o600, flag: "wx" });
   const passedOn = Object.fromEntries(PASSED_ON.map((key) => [key, process.env[key]]));
   return {
     redisUrl: servers.redis.url,
@@ -32,6 +46,9 @@ export function trialOn(servers: LocalServers, name: string): Trial {
     eventQueue: "storage-events",
     encryptionKey,
     threads: availableParallelism(),
+    manifestDirectory,
+    signingKeyFile,
+    publicKey: signingKey.base64,
     env: {
       ...passedOn,
       NODE_ENV: "production",
@@ -41,7 +58,8 @@ export function trialOn(servers: LocalServers, name: string): Trial {
       ENCRYPTION_KEY: encryptionKey,
       LUCID_COMPRESSION_PATH: join(servers.folder, "scratch"),
       LUCID_PAYLOAD_PATH: join(servers.folder, "payloads"),
-      LUCID_MANIFEST_PATH: join(servers.folder, "manifests"),
+      LUCID_MANIFEST_PATH: manifestDirectory,
+      MANIFEST_SIGNING_KEY_FILE: signingKeyFile,
     },
   };
 }

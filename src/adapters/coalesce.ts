@@ -1,50 +1,54 @@
-/** How calls become batches. A batch ends at whichever limit comes first; one item may exceed `bytesMax` alone. */
+import { LucidError } from "../core/errors.ts";
+
+/**
+ * Group commit: calls that come while a command is under way are gathered and go out together as the next one. An idle
+ * store answers a single call as fast as without it; the busier it is, the fewer commands a call costs.
+ */
 export interface CoalesceOptions<Item, Result> {
-  /**
-   * One result for each item, in order. When it rejects, every caller of the batch gets that error, so it must be
-   * safe for each of them to ask again. An outcome of a single item belongs into its result.
-   */
-  send(items: readonly Item[]): Promise<readonly Result[]>;
-  readonly itemsMax: number;
-  readonly bytesMax?: number;
-  /** Bytes of one item, for `bytesMax`. */
-  readonly bytesOf?: (item: Item) => number;
-  /** Batches in flight at the same time. With one lane batches are strictly one after the other. */
+  /** Commands under way at the same time. One gathers best; more keep a slow server busy. */
   readonly lanes: number;
+  /** Items in one command. */
+  readonly itemsMax: number;
+  /** Sum of `bytesOf` in one command; a single larger item goes alone. */
+  readonly bytesMax?: number;
+  readonly bytesOf?: (item: Item) => number;
+  /** One command for all of `items`; resolves to one result an item, in their order. Must be safe to apply twice. */
+  readonly send: (items: readonly Item[]) => Promise<readonly Result[]>;
 }
 
 interface Waiting<Item, Result> {
   readonly item: Item;
   readonly resolve: (result: Result) => void;
-  readonly reject: (reason: unknown) => void;
+  readonly reject: (error: unknown) => void;
 }
 
 /**
- * Group commit: calls that arrive while all lanes are busy go out together when one is free. Nothing waits for
- * company longer than to the end of the event loop's turn, so the batches grow with the load and a single call is
- * hardly delayed. What waits is bounded by the number of callers, each of which waits for its result.
+ * The returned function settles with the result of its own item. When a command of several items fails with anything but
+ * an outage, each item is sent again alone, so that one bad document fails its own caller only. What waits is
+ * bounded by the number of callers, because each of them waits for its result.
  */
 export function coalesce<Item, Result>(
   options: CoalesceOptions<Item, Result>,
 ): (item: Item) => Promise<Result> {
   const waiting: Waiting<Item, Result>[] = [];
-  let busyLanes = 0;
+  let lanesBusy = 0;
   let turnRequested = false;
 
-  // Not at once: one reply often sets several callers free, which get to their next call at different microtasks.
+  // After the current turn of the event loop, not at once: one reply often sets several callers free, and they
+  // get to their next call at different microtasks of that turn.
   function requestTurn(): void {
-    if (turnRequested || waiting.length === 0 || busyLanes >= options.lanes) return;
+    if (turnRequested || waiting.length === 0 || lanesBusy >= options.lanes) return;
     turnRequested = true;
     setImmediate(() => {
       turnRequested = false;
-      while (waiting.length > 0 && busyLanes < options.lanes) void runLane(takeBatch(waiting, options));
+      while (waiting.length > 0 && lanesBusy < options.lanes) void runLane(takeBatch(waiting, options));
     });
   }
 
   async function runLane(batch: readonly Waiting<Item, Result>[]): Promise<void> {
-    busyLanes += 1;
-    await settle(batch, options);
-    busyLanes -= 1;
+    lanesBusy += 1;
+    await sendBatch(batch, options);
+    lanesBusy -= 1;
     requestTurn();
   }
 
@@ -69,18 +73,30 @@ function takeBatch<Item, Result>(
   return waiting.splice(0, count);
 }
 
-/** Never rejects: the outcome goes to the callers. */
-async function settle<Item, Result>(
+/** Settles every caller of the batch and never rejects. */
+async function sendBatch<Item, Result>(
   batch: readonly Waiting<Item, Result>[],
   options: CoalesceOptions<Item, Result>,
 ): Promise<void> {
   try {
     const results = await options.send(batch.map(({ item }) => item));
-    if (results.length !== batch.length) throw new RangeError("a batch must give one result for each item");
-    batch.forEach(({ resolve }, position) => {
-      resolve(results[position] as Result);
-    });
+    if (results.length !== batch.length) {
+      throw new LucidError(
+        "INTERNAL",
+        "a gathered command answered another number of items than it was sent",
+      );
+    }
+    for (const [at, { resolve }] of batch.entries()) resolve(results[at] as Result);
   } catch (thrown) {
+    if (batch.length > 1 && !isOutage(thrown)) {
+      for (const alone of batch) await sendBatch([alone], options);
+      return;
+    }
     for (const { reject } of batch) reject(thrown);
   }
+}
+
+function isOutage(thrown: unknown): boolean {
+  if (!(thrown instanceof LucidError)) return false;
+  return thrown.code === "STORE_UNAVAILABLE" || thrown.code === "QUEUE_UNAVAILABLE";
 }

@@ -3,7 +3,7 @@ import { createProducer } from "../adapters/bullmq/producer.ts";
 import { createSystemClock } from "../adapters/system/clock.ts";
 import { loadProcessConfig } from "../config.ts";
 import { sessionId } from "../core/ids.ts";
-import { MANIFEST_TYPES } from "../schema/job.ts";
+import { MANIFEST_TYPES } from "../core/manifest/names.ts";
 import { newCommand, perform } from "./command.ts";
 import { parseCount } from "./enqueue.ts";
 import { openStores } from "./open-stores.ts";

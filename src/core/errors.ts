@@ -54,6 +54,11 @@ export const ERROR_DISPOSITIONS = {
   QUEUE_UNAVAILABLE: "released",
   SHUTTING_DOWN: "released",
   ATTEMPT_EXPIRED: "released",
+  // Neighbours over HTTP.
+  SERVICE_UNAVAILABLE: "retryable",
+  SERVICE_ANSWER_INVALID: "retryable",
+  SERVICE_REJECTED: "unrecoverable",
+  // The process itself.
   CONFIG_INVALID: "fatal",
   LOCAL_SERVER_UNAVAILABLE: "fatal",
   INTERNAL: "retryable",

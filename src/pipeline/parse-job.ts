@@ -18,13 +18,13 @@ import {
   type CommittedStub,
   committedStubSchema,
   finalizeSessionDataSchema,
-  MANIFEST_TYPES,
   METADATA_BYTES_MAX,
   METADATA_DEPTH_MAX,
   type PayloadRef,
   type ProcessChunkData,
   processChunkDataSchema,
 } from "../schema/job.ts";
+import { MANIFEST_TYPES } from "../core/manifest/names.ts";
 import type { ChunkJob, ChunkSource, FinalizeJob } from "./ports.ts";
 
 /*

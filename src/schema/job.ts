@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { ID_PATTERN, LEAF_INDEX_MAX } from "../core/ids.ts";
+import { MANIFEST_TYPES } from "../core/manifest/names.ts";
 
 /** Queue and job names of contract §3; the wire is snake_case because the neighbours are Python. */
 export const QUEUE_CHUNKS = "session-chunks";
@@ -20,7 +21,8 @@ const id = (name: string) =>
 const hex64 = z.string().regex(/^[0-9a-f]{64}$/, "must be 64 lowercase hex digits");
 const index = z.number().int().min(0).max(LEAF_INDEX_MAX);
 const bytes = z.number().int().min(1).max(Number.MAX_SAFE_INTEGER);
-const isoTime = z.iso.datetime({ offset: true });
+/** As long as a manifest can hold it. */
+const isoTime = z.iso.datetime({ offset: true }).max(40);
 /** A plain JSON object; its size and depth are checked where it is made canonical. */
 const jsonObject = z.record(z.string(), z.unknown());
 
@@ -63,14 +65,6 @@ export const committedStubSchema = z.strictObject({
   leaf_hash: hex64,
 });
 export type CommittedStub = z.infer<typeof committedStubSchema>;
-
-export const MANIFEST_TYPES = [
-  "session_recording",
-  "session_data",
-  "session_compression",
-  "session_encryption",
-  "session_blockchain",
-] as const;
 
 export const finalizeSessionDataSchema = z.strictObject({
   session_id: id("session_id"),

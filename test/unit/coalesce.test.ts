@@ -1,88 +1,130 @@
-import { setImmediate } from "node:timers/promises";
-import { expect, test } from "vitest";
-import { coalesce } from "../../src/adapters/coalesce.ts";
+import { setImmediate as immediate } from "node:timers/promises";
+import { describe, expect, test } from "vitest";
+import { type CoalesceOptions, coalesce } from "../../src/adapters/coalesce.ts";
+import { LucidError } from "../../src/core/errors.ts";
 
-/** Batches that are answered by hand. */
-function heldBatches() {
-  const batches: {
-    readonly items: readonly number[];
-    readonly answer: () => void;
-    readonly fail: (why: Error) => void;
-  }[] = [];
-  const send = (items: readonly number[]) =>
-    new Promise<readonly string[]>((resolve, reject) => {
-      batches.push({ items, answer: () => resolve(items.map((item) => `r${item}`)), fail: reject });
+/** A server whose commands end when the test says so. */
+function pausedServer(options: Partial<CoalesceOptions<number, number>> = {}) {
+  const commands: { readonly items: readonly number[]; readonly end: (error?: Error) => void }[] = [];
+  const call = coalesce<number, number>({
+    lanes: 1,
+    itemsMax: 100,
+    send: (items) =>
+      new Promise((resolve, reject) => {
+        commands.push({
+          items,
+          end: (error) => (error ? reject(error) : resolve(items.map((item) => item * 10))),
+        });
+      }),
+    ...options,
+  });
+  return { call, commands };
+}
+
+/** After the calls so far have been gathered. */
+async function nextTurn(): Promise<void> {
+  await immediate();
+  await immediate();
+}
+
+describe("coalesce", () => {
+  test("a single call goes out in the same turn of the loop", async () => {
+    const { call, commands } = pausedServer();
+    const result = call(1);
+    await nextTurn();
+    expect(commands.map(({ items }) => items)).toEqual([[1]]);
+    commands[0]?.end();
+    expect(await result).toBe(10);
+  });
+
+  test("calls that come while a command is under way go out together as the next", async () => {
+    const { call, commands } = pausedServer();
+    const results = [call(1)];
+    await nextTurn();
+    results.push(call(2), call(3), call(4));
+    await nextTurn();
+    expect(commands).toHaveLength(1);
+    commands[0]?.end();
+    await nextTurn();
+    expect(commands.map(({ items }) => items)).toEqual([[1], [2, 3, 4]]);
+    commands[1]?.end();
+    expect(await Promise.all(results)).toEqual([10, 20, 30, 40]);
+  });
+
+  test("a command takes no more items than itemsMax", async () => {
+    const { call, commands } = pausedServer({ itemsMax: 2 });
+    const results = [1, 2, 3, 4, 5].map(call);
+    for (let at = 0; at < 3; at++) {
+      await nextTurn();
+      commands[at]?.end();
+    }
+    await Promise.all(results);
+    expect(commands.map(({ items }) => items)).toEqual([[1, 2], [3, 4], [5]]);
+  });
+
+  test("a command takes no more bytes than bytesMax, and a larger item goes alone", async () => {
+    const { call, commands } = pausedServer({ bytesMax: 10, bytesOf: (item) => item });
+    const results = [4, 6, 1, 50, 2].map(call);
+    for (let at = 0; at < 4; at++) {
+      await nextTurn();
+      commands[at]?.end();
+    }
+    await Promise.all(results);
+    expect(commands.map(({ items }) => items)).toEqual([[4, 6], [1], [50], [2]]);
+  });
+
+  test("as many commands are under way as there are lanes", async () => {
+    const { call, commands } = pausedServer({ lanes: 2, itemsMax: 1 });
+    const results = [1, 2, 3].map(call);
+    await nextTurn();
+    expect(commands).toHaveLength(2);
+    commands[1]?.end();
+    await nextTurn();
+    expect(commands).toHaveLength(3);
+    commands[0]?.end();
+    commands[2]?.end();
+    expect(await Promise.all(results)).toEqual([10, 20, 30]);
+  });
+
+  test("an outage fails every call of the command once, and the next call works", async () => {
+    const { call, commands } = pausedServer();
+    const results = Promise.allSettled([call(1), call(2)]);
+    await nextTurn();
+    commands[0]?.end(new LucidError("STORE_UNAVAILABLE", "away"));
+    expect((await results).map(({ status }) => status)).toEqual(["rejected", "rejected"]);
+    expect(commands).toHaveLength(1);
+    const next = call(3);
+    await nextTurn();
+    commands[1]?.end();
+    expect(await next).toBe(30);
+  });
+
+  test("any other failure is narrowed down to the call that causes it", async () => {
+    const sent: (readonly number[])[] = [];
+    const call = coalesce<number, number>({
+      lanes: 1,
+      itemsMax: 10,
+      send: async (items) => {
+        sent.push(items);
+        if (items.includes(2)) throw new LucidError("INTERNAL", "bad document");
+        return items;
+      },
     });
-  return { batches, send };
-}
+    const outcomes = await Promise.allSettled([1, 2, 3].map(call));
+    expect(outcomes.map(({ status }) => status)).toEqual(["fulfilled", "rejected", "fulfilled"]);
+    expect(sent).toEqual([[1, 2, 3], [1], [2], [3]]);
+  });
 
-/** A few turns of the event loop: more than any hand-over takes. */
-async function turns(): Promise<void> {
-  for (let turn = 0; turn < 5; turn++) await setImmediate();
-}
-
-test("calls of one turn go out together, and each gets its own result", async () => {
-  const { batches, send } = heldBatches();
-  const call = coalesce({ send, itemsMax: 100, lanes: 1 });
-  const results = Promise.all([call(1), call(2), call(3)]);
-  await turns();
-  expect(batches.map(({ items }) => items)).toEqual([[1, 2, 3]]);
-  batches[0]?.answer();
-  expect(await results).toEqual(["r1", "r2", "r3"]);
-});
-
-test("what comes while a batch is under way is the next batch", async () => {
-  const { batches, send } = heldBatches();
-  const call = coalesce({ send, itemsMax: 100, lanes: 1 });
-  const first = call(1);
-  await turns();
-  const later = Promise.all([call(2), call(3)]);
-  await turns();
-  expect(batches).toHaveLength(1);
-  batches[0]?.answer();
-  await first;
-  await turns();
-  expect(batches[1]?.items).toEqual([2, 3]);
-  batches[1]?.answer();
-  expect(await later).toEqual(["r2", "r3"]);
-});
-
-test("two lanes have two batches under way, and no third", async () => {
-  const { batches, send } = heldBatches();
-  const call = coalesce({ send, itemsMax: 1, lanes: 2 });
-  const all = Promise.all([1, 2, 3].map(call));
-  await turns();
-  expect(batches).toHaveLength(2);
-  batches[1]?.answer();
-  await turns();
-  expect(batches.map(({ items }) => items)).toEqual([[1], [2], [3]]);
-  for (const { answer } of batches) answer();
-  expect(await all).toEqual(["r1", "r2", "r3"]);
-});
-
-test("a batch ends at its number of items and at its bytes, and an item above the bytes goes alone", async () => {
-  const { batches, send } = heldBatches();
-  const call = coalesce({ send, itemsMax: 3, bytesMax: 10, bytesOf: (item: number) => item, lanes: 9 });
-  const all = Promise.all([1, 1, 1, 1, 6, 5, 50, 2].map(call));
-  await turns();
-  expect(batches.map(({ items }) => items)).toEqual([[1, 1, 1], [1, 6], [5], [50], [2]]);
-  for (const { answer } of batches) answer();
-  expect(await all).toHaveLength(8);
-});
-
-test("a batch that fails fails its own callers, and the next one goes out", async () => {
-  const { batches, send } = heldBatches();
-  const call = coalesce({ send, itemsMax: 2, lanes: 1 });
-  const outcomes = Promise.allSettled([call(1), call(2), call(3)]);
-  await turns();
-  batches[0]?.fail(new Error("down"));
-  await turns();
-  batches[1]?.answer();
-  expect((await outcomes).map(({ status }) => status)).toEqual(["rejected", "rejected", "fulfilled"]);
-});
-
-test("an answer of the wrong length fails everybody instead of mixing results up", async () => {
-  const call = coalesce<number, number>({ send: () => Promise.resolve([1]), itemsMax: 9, lanes: 1 });
-  const outcomes = await Promise.allSettled([call(1), call(2)]);
-  expect(outcomes.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
+  test("a send that throws at once, or answers another number of items, rejects its calls", async () => {
+    const throwing = coalesce<number, number>({
+      lanes: 1,
+      itemsMax: 10,
+      send: () => {
+        throw new Error("at once");
+      },
+    });
+    await expect(throwing(1)).rejects.toThrow("at once");
+    const short = coalesce<number, number>({ lanes: 1, itemsMax: 10, send: async () => [] });
+    await expect(short(1)).rejects.toThrow("another number of items");
+  });
 });

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { BEGIN_MARKER, configTable, END_MARKER, withConfigTable } from "../../deploy/docs/config-table.ts";
-import { renderConfig } from "../../src/cli/config.ts";
+import { renderConfig } from "../../src/cli/render-config.ts";
 import { loadConfig, SETTING_NAMES } from "../../src/config.ts";
 
 const KEY = "q7Zr2vXw9LkT4mBn8sPd1fGh6jYc3aUe5iOo0RtN=";

@@ -75,7 +75,10 @@ describe("sessions", () => {
       created_at: newSession(id).createdAt,
       sealed_at: null,
       sealed_event: null,
+      checkpoint: null,
       anchor: null,
+      anchored_event: null,
+      closed: false,
     });
   });
 

@@ -7,7 +7,7 @@ import {
   type ProcessChunkReturn,
   QUEUE_CHUNKS,
 } from "../../schema/job.ts";
-import { asRedisError } from "../redis/errors.ts";
+import { throwRedisError } from "../redis/errors.ts";
 import { type Consumer, type ConsumerOptions, createConsumer, type JobContext } from "./job-worker.ts";
 
 export interface ChunkConsumerOptions extends ConsumerOptions {
@@ -41,10 +41,6 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
     },
     options,
   );
-}
-
-function throwRedisError(thrown: unknown): never {
-  throw asRedisError(thrown);
 }
 
 function stubOf(session: string, result: ProcessChunkReturn): CommittedStub {

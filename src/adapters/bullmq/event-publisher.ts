@@ -3,7 +3,7 @@ import type { EventPublisher } from "../../pipeline/ports.ts";
 import type { LucidEvent } from "../../schema/event.ts";
 import { coalesce } from "../coalesce.ts";
 import { closeClient, failFastClient, type RedisTarget } from "../redis/client.ts";
-import { asRedisError } from "../redis/errors.ts";
+import { asRedisError, throwRedisError } from "../redis/errors.ts";
 import { keepJobs, type Retention } from "./retrying-worker.ts";
 
 /** Events of one round trip; an event is below 2 KiB. */
@@ -43,7 +43,7 @@ export function createEventPublisher(options: EventPublisherOptions): BullmqEven
   const add = coalesce<LucidEvent, void>({
     send: async (events) => {
       const jobs = events.map(toJob);
-      await Promise.all(queues.map((queue) => queue.addBulk(jobs)));
+      await Promise.all(queues.map((queue) => queue.addBulk(jobs))).catch(throwRedisError);
       return events.map(() => undefined);
     },
     itemsMax: BATCH_COUNT_MAX,

@@ -23,7 +23,7 @@ import {
   type RedisTarget,
   waitUntilReady,
 } from "../redis/client.ts";
-import { asRedisError, isOutOfMemory } from "../redis/errors.ts";
+import { asRedisError, isOutOfMemory, throwRedisError } from "../redis/errors.ts";
 import { createRedisPayloadStore } from "../redis/payload-store.ts";
 import { keepJobs, type Retention } from "./retrying-worker.ts";
 
@@ -128,7 +128,7 @@ class ClaimCheckProducer implements Producer {
     this.#control = this.#openQueue(QUEUE_CONTROL);
     this.#chunksPerCount = Math.max(1, Math.min(CHUNKS_PER_COUNT_MAX, Math.floor(options.queueSizeMax / 8)));
     this.#add = coalesce({
-      send: (jobs: readonly JobToAdd[]) => this.#addBatch(jobs),
+      send: (jobs: readonly JobToAdd[]) => this.#addBatch(jobs).catch(throwRedisError),
       itemsMax: ADD_BATCH_MAX,
       lanes: 1,
     });

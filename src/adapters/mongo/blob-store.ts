@@ -1,7 +1,7 @@
 import type { Collection } from "mongodb";
 import { LucidError } from "../../core/errors.ts";
 import type { BlobEntry, BlobStore, ChunkKey } from "../../pipeline/ports.ts";
-import { coalesce } from "./coalesce.ts";
+import { coalesce } from "../coalesce.ts";
 import type { MongoConnection } from "./connection.ts";
 import {
   type BlobDocument,

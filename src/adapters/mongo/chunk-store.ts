@@ -3,7 +3,7 @@ import { LucidError } from "../../core/errors.ts";
 import { LEAF_INDEX_MAX, type LeafIndex, type SessionId } from "../../core/ids.ts";
 import type { ChunkKey, ChunkStore, CommittedLeaf } from "../../pipeline/ports.ts";
 import type { ChunkRecord } from "../../schema/record.ts";
-import { coalesce } from "./coalesce.ts";
+import { coalesce } from "../coalesce.ts";
 import type { DuplicateKey, MongoConnection } from "./connection.ts";
 import {
   type ChunkDocument,

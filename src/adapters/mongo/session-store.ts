@@ -3,7 +3,7 @@ import { LucidError } from "../../core/errors.ts";
 import type { SessionId } from "../../core/ids.ts";
 import type { NewSession, SessionChange, SessionStore } from "../../pipeline/ports.ts";
 import type { SessionRecord } from "../../schema/record.ts";
-import { coalesce } from "./coalesce.ts";
+import { coalesce } from "../coalesce.ts";
 import type { MongoConnection } from "./connection.ts";
 import {
   COLLECTIONS,

@@ -45,3 +45,7 @@ export function asRedisError(thrown: unknown): LucidError {
     code === "QUEUE_UNAVAILABLE" ? "Redis doesn't answer, or refuses for now" : "Redis refused a command";
   return new LucidError(code, message, { cause: thrown });
 }
+
+export function throwRedisError(thrown: unknown): never {
+  throw asRedisError(thrown);
+}

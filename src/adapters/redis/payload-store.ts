@@ -5,7 +5,7 @@ import type { PayloadStore } from "../../pipeline/ports.ts";
 import type { PayloadRef } from "../../schema/job.ts";
 import { coalesce } from "../coalesce.ts";
 import { closeClient, failFastClient, type RedisTarget, waitUntilReady } from "./client.ts";
-import { asRedisError } from "./errors.ts";
+import { asRedisError, throwRedisError } from "./errors.ts";
 
 /** Keys of one UNLINK. Redis frees them in the background. */
 const UNLINK_COUNT_MAX = 256;
@@ -29,7 +29,7 @@ export function createRedisPayloadStore(target: RedisTarget): RedisPayloadStore 
   const client = failFastClient(target, "payloads");
   const unlink = coalesce<string, void>({
     send: async (keys) => {
-      await unlinkBySession(keys, (own) => client.unlink(...own));
+      await unlinkBySession(keys, (own) => client.unlink(...own)).catch(throwRedisError);
       return keys.map(() => undefined);
     },
     itemsMax: UNLINK_COUNT_MAX,
