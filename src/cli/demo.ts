@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { LucidError } from "../core/errors.ts";
 import { newCommand, perform } from "./command.ts";
 import { formatBytes, formatTable } from "./output.ts";
 
@@ -9,7 +10,15 @@ export function demoCommand(): Command {
     .action((file: string | undefined, { json, keep }: { json?: boolean; keep?: boolean }) =>
       perform(json, async (output, signal) => {
         // Servers and test containers are no part of the service: they are loaded only where they are used.
-        const { runDemo } = await import("../../deploy/local/demo.ts");
+        const { runDemo } = await import("../../deploy/local/demo.ts").catch((cause: unknown) => {
+          throw new LucidError(
+            "LOCAL_SERVER_UNAVAILABLE",
+            "the demo runs from a clone of the repository only",
+            {
+              cause,
+            },
+          );
+        });
         const report = await runDemo({ file: file ?? process.execPath, keep: keep ?? false, output, signal });
         output.result(
           report,

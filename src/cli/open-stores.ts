@@ -2,12 +2,14 @@ import { MongoBlobStore } from "../adapters/mongo/blob-store.ts";
 import { MongoChunkStore } from "../adapters/mongo/chunk-store.ts";
 import { connectMongo } from "../adapters/mongo/connection.ts";
 import { MongoSessionStore } from "../adapters/mongo/session-store.ts";
+import { MongoTileStore } from "../adapters/mongo/tile-store.ts";
 import { SERVICE } from "../version.ts";
 
 export interface OpenStores {
   readonly sessions: MongoSessionStore;
   readonly chunks: MongoChunkStore;
   readonly blobs: MongoBlobStore;
+  readonly tiles: MongoTileStore;
   close(): Promise<void>;
 }
 
@@ -18,6 +20,7 @@ export async function openStores(mongodbUrl: string): Promise<OpenStores> {
     sessions: new MongoSessionStore(mongo),
     chunks: new MongoChunkStore(mongo),
     blobs: new MongoBlobStore(mongo),
+    tiles: new MongoTileStore(mongo),
     close: () => mongo.close(),
   };
 }

@@ -5,9 +5,13 @@ import { configCommand } from "./config.ts";
 import { demoCommand } from "./demo.ts";
 import { enqueueCommand } from "./enqueue.ts";
 import { finalizeCommand } from "./finalize.ts";
+import { keysCommand } from "./keys.ts";
+import { proofCommand } from "./proof.ts";
 import { restoreCommand } from "./restore.ts";
 import { runCommand } from "./run.ts";
 import { statusCommand } from "./status.ts";
+import { verifyCommand } from "./verify.ts";
+import { verifyProofCommand } from "./verify-proof.ts";
 
 /** Wrong usage, as most programs report it; a command that failed exits with 1. */
 const EXIT_USAGE = 2;
@@ -22,9 +26,17 @@ const program = new Command("session-processor")
   .addCommand(finalizeCommand())
   .addCommand(statusCommand())
   .addCommand(restoreCommand())
+  .addCommand(proofCommand())
+  .addCommand(verifyProofCommand())
+  .addCommand(verifyCommand())
+  .addCommand(keysCommand())
   .addCommand(configCommand());
 
-for (const command of [program, ...program.commands]) {
+for (const command of [
+  program,
+  ...program.commands,
+  ...program.commands.flatMap(({ commands }) => commands),
+]) {
   command.exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
 }
 await program.parseAsync();

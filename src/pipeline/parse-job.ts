@@ -1,4 +1,3 @@
-import type { z } from "zod";
 import { fromBase64, fromHex } from "../core/bytes.ts";
 import { canonicalJson } from "../core/canonical-json.ts";
 import { levelFor } from "../core/compress/codec.ts";
@@ -302,10 +301,20 @@ const STUB_RULES: Rules = {
   leaf_hash: HEX_RULE,
 };
 
-function checked<Schema extends z.ZodType>(schema: Schema, data: unknown, rules: Rules): z.infer<Schema> {
-  const result = schema.safeParse(data);
-  if (result.success) return result.data;
-  const [first] = result.error.issues;
+/** What is used of a zod schema. */
+interface Schema<Data> {
+  safeParse(data: unknown): { readonly data?: Data; readonly error?: { readonly issues: readonly Issue[] } };
+}
+
+interface Issue {
+  readonly code?: string | undefined;
+  readonly path: readonly PropertyKey[];
+}
+
+function checked<Data>(schema: Schema<Data>, data: unknown, rules: Rules): Data {
+  const { data: fields, error } = schema.safeParse(data);
+  if (error === undefined && fields !== undefined) return fields;
+  const first = error?.issues[0];
   throw refusal(first?.code, first?.path ?? [], data, rules);
 }
 

@@ -7,7 +7,10 @@ import { isId } from "../core/ids.ts";
  */
 
 const TEXT_CHARS_MAX = 256;
-const shortText = z.string().max(TEXT_CHARS_MAX).regex(/^[^\p{Cc}]*$/u);
+const shortText = z
+  .string()
+  .max(TEXT_CHARS_MAX)
+  .regex(/^[^\p{Cc}]*$/u);
 const id = z.string().refine(isId);
 const hex64 = z.string().regex(/^[0-9a-fA-F]{64}$/);
 const count = z.number().int().min(0);

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import type { SessionId } from "../../src/core/ids.ts";
+import type { NodeHash, SessionId, TreeSize } from "../../src/core/ids.ts";
 import type { SessionChange } from "../../src/pipeline/ports.ts";
 import type { FinalizeDetails } from "../../src/schema/record.ts";
 import { bytesOf, newSession, treeHead } from "../support/memory/records.ts";
@@ -46,6 +46,10 @@ describe("SessionStore", () => {
         createdAt: newSession(id).createdAt,
         sealedAt: undefined,
         sealedEvent: undefined,
+        checkpoint: undefined,
+        anchor: undefined,
+        anchoredEvent: undefined,
+        closed: false,
       });
       expect(plain(await second().sessions.find(id))).toEqual(plain(created));
     });
@@ -184,18 +188,51 @@ describe("SessionStore", () => {
       expect(found.slice(20, 30).map((record) => record?.id)).toEqual(ids.slice(0, 10));
     });
 
-    test("unfinished lists open sessions and sealed ones with a pending event, by id, in pages", async () => {
+    test("a checkpoint, and an anchoring from claim to event, are kept with every field", async () => {
+      const { sessions } = first();
+      const id = session();
+      await sessions.create(newSession(id));
+      const checkpoint = { size: 3 as TreeSize, root: bytesOf(5, 32) as NodeHash, note: "note\n" };
+      const at = new Date("2026-01-02T03:05:00.000Z");
+      const changes: readonly SessionChange[] = [
+        { kind: "checkpoint", checkpoint },
+        { kind: "seal", at: sealedAt },
+        { kind: "anchor-claimed", claim: "c1" },
+        { kind: "anchor-submitted", anchoringId: "a1" },
+        { kind: "anchored", transaction: "t1", block: 7, at },
+        { kind: "anchored-event-sent" },
+      ];
+      for (const [version, change] of changes.entries()) {
+        expect(await sessions.replace(id, version, change)).toBe("replaced");
+      }
+      const found = await second().sessions.find(id);
+      expect(found).toMatchObject({
+        state: "anchored",
+        anchoredEvent: "sent",
+        anchor: {
+          status: "confirmed",
+          claim: "c1",
+          anchoringId: "a1",
+          transaction: "t1",
+          block: 7,
+          anchoredAt: at,
+        },
+      });
+      expect(plain(found?.checkpoint)).toEqual(plain(checkpoint));
+    });
+
+    test("unfinished lists sessions that are not closed, by id, in pages", async () => {
       const { sessions } = first();
       const prefix = `zz-${session()}`;
-      const [open, pending, sent, open2] = ["a", "b", "c", "d"].map((letter) => `${prefix}${letter}`) as [
+      const [open, pending, closed, open2] = ["a", "b", "c", "d"].map((letter) => `${prefix}${letter}`) as [
         SessionId,
         SessionId,
         SessionId,
         SessionId,
       ];
-      for (const id of [open2, sent, pending, open]) await sessions.create(newSession(id));
-      for (const id of [pending, sent]) await sessions.replace(id, 0, { kind: "seal", at: sealedAt });
-      await sessions.replace(sent, 1, { kind: "sealed-event-sent" });
+      for (const id of [open2, closed, pending, open]) await sessions.create(newSession(id));
+      for (const id of [pending, closed]) await sessions.replace(id, 0, { kind: "seal", at: sealedAt });
+      await sessions.replace(closed, 1, { kind: "closed" });
       const after = "zz" as SessionId;
       expect((await sessions.unfinished(after, 100)).map(({ id }) => id)).toEqual([open, pending, open2]);
       expect((await sessions.unfinished(after, 2)).map(({ id }) => id)).toEqual([open, pending]);

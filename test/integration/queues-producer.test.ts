@@ -168,6 +168,7 @@ describe("what a producer enqueues", () => {
     refuses = false;
     await own.enqueueChunk(chunk);
     await until("the success", async () => (await queue.getJobCountByTypes("completed")) === 1);
+    expect(await queue.getJobCountByTypes("failed")).toBe(0);
   });
 
   test("again after its job is done leaves no payload behind", async () => {

@@ -101,7 +101,7 @@ class JobConsumer implements Consumer {
   readonly #stopping = new AbortController();
   #running = 0;
   #deliveries = 0;
-  #started: Promise<void> | undefined;
+  #isStarted = false;
   #stopped: Promise<void> | undefined;
   #cut = Promise.withResolvers<void>();
 
@@ -149,7 +149,9 @@ class JobConsumer implements Consumer {
   }
 
   start(): void {
-    this.#started ??= this.#worker.run().catch((thrown: unknown) => this.#report(thrown));
+    if (this.#isStarted || this.#stopped !== undefined) return;
+    this.#isStarted = true;
+    this.#worker.run().catch((thrown: unknown) => this.#report(thrown));
   }
 
   setConcurrency(jobs: number): void {

@@ -58,7 +58,7 @@ export function exchange(
   limits: WireLimits,
   signal: AbortSignal,
 ): Promise<WireOutcome> {
-  if (signal.aborted) return Promise.resolve({ kind: "failed", fault: "aborted", cause: signal.reason });
+  if (signal.aborted) return Promise.resolve(abortedBy(signal));
   return new Promise((resolve) => {
     const { method, url, headers, body } = request;
     const issue = url.protocol === "https:" ? httpsRequest : httpRequest;
@@ -75,7 +75,10 @@ export function exchange(
       settle({ kind: "failed", fault, cause });
       outgoing.destroy();
     };
-    const onAbort = (): void => fail("aborted", signal.reason);
+    const onAbort = (): void => {
+      settle(abortedBy(signal));
+      outgoing.destroy();
+    };
     const timer = setTimeout(() => fail("too-slow"), limits.timeoutMs);
     signal.addEventListener("abort", onAbort, { once: true });
 
@@ -83,7 +86,9 @@ export function exchange(
     outgoing.on("error", (cause) => fail("broken", cause));
     outgoing.on("socket", (socket) => {
       // Only now: before, it may have waited for a free connection, which isn't the other side's fault.
-      connectTimer = watchConnecting(socket, url.protocol, limits.connectTimeoutMs, () => fail("not-connected"));
+      connectTimer = watchConnecting(socket, url.protocol, limits.connectTimeoutMs, () =>
+        fail("not-connected"),
+      );
     });
     outgoing.on("response", (response) => {
       clearTimeout(connectTimer);
@@ -100,6 +105,11 @@ export function exchange(
     });
     outgoing.end(body);
   });
+}
+
+function abortedBy(signal: AbortSignal): WireOutcome {
+  const cause: unknown = signal.reason;
+  return { kind: "failed", fault: "aborted", cause };
 }
 
 /** A POST without a body says so, or some servers wait for one. */
@@ -124,7 +134,13 @@ function watchConnecting(
 function collect(
   response: IncomingMessage,
   bytesMax: number,
-  { done, fail }: { done(bytes: Uint8Array): void; fail(fault: WireFault, cause?: unknown): void },
+  {
+    done,
+    fail,
+  }: {
+    readonly done: (bytes: Uint8Array) => void;
+    readonly fail: (fault: WireFault, cause?: unknown) => void;
+  },
 ): void {
   // Believed only to refuse early; what arrives is counted all the same.
   if (Number(response.headers["content-length"]) > bytesMax) {
@@ -141,7 +157,8 @@ function collect(
   });
   response.on("error", (cause) => fail("broken", cause));
   response.on("end", () => {
-    if (response.complete) done(parts.length === 1 && parts[0] !== undefined ? parts[0] : Buffer.concat(parts));
+    if (response.complete)
+      done(parts.length === 1 && parts[0] !== undefined ? parts[0] : Buffer.concat(parts));
     else fail("broken");
   });
 }

@@ -1,4 +1,5 @@
 import { LucidError } from "../../core/errors.ts";
+import { QUEUE_CHUNKS } from "../../schema/job.ts";
 import type { JobObserver } from "../bullmq/job-worker.ts";
 import type { Log } from "../../telemetry/log.ts";
 import type { Metrics } from "../../telemetry/metrics.ts";
@@ -17,10 +18,8 @@ export function createJobObserver(log: Log, metrics: Metrics): JobObserver {
       const { queue, jobId, attempt, code, outcome } = report;
       if (code === undefined) return;
       const err = new LucidError(code, "docs/errors.md says what it means and what to do");
-      const chunk = {
-        ...(report.sessionId === undefined ? {} : { session_id: report.sessionId }),
-        ...(report.chunkIndex === undefined ? {} : { chunk_index: report.chunkIndex }),
-      };
+      const session = report.sessionId === undefined ? {} : { session_id: report.sessionId };
+      const chunk = report.chunkIndex === undefined ? {} : { chunk_index: report.chunkIndex };
       switch (outcome) {
         case "completed":
           return;
@@ -29,12 +28,16 @@ export function createJobObserver(log: Log, metrics: Metrics): JobObserver {
           return;
         case "retried":
           metrics.count("job_retries_total", { code });
-          log.event("job_retry", { queue, job_id: jobId, attempt, err, ...chunk });
+          log.event("job_retry", { queue, job_id: jobId, attempt, err, ...session, ...chunk });
           return;
         case "failed":
           metrics.count("job_failures_total", { code });
+          if (queue !== QUEUE_CHUNKS) {
+            log.event("job_failed", { queue, job_id: jobId, attempt, err, ...session });
+            return;
+          }
           metrics.count("chunks_total", { outcome: "failed", codec: "none" });
-          log.event("chunk_failed", { job_id: jobId, attempt, err, ...chunk });
+          log.event("chunk_failed", { job_id: jobId, attempt, err, ...session, ...chunk });
       }
     },
   };
