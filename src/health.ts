@@ -28,6 +28,28 @@ export interface Health {
   setReady(ready: boolean): void;
 }
 
+/** Where the sidecar gets its answers; it is there before the parts are that it looks at. */
+export interface Probes {
+  readonly sources: SidecarSources;
+  use(sources: SidecarSources): void;
+}
+
+/** Until `use`: alive, and not ready. */
+export function startProbes(metrics: Metrics): Probes {
+  let current: SidecarSources | undefined;
+  metrics.set("ready", {}, 0);
+  return {
+    use(sources) {
+      current = sources;
+    },
+    sources: {
+      health: async () => current?.health() ?? [await eventLoopCheck()],
+      ready: async () => current?.ready() ?? [await startingCheck()],
+      metrics: () => current?.metrics() ?? metrics.text(),
+    },
+  };
+}
+
 /** What /health, /ready and /metrics look at (contract §12). */
 export function createHealth(parts: HealthParts): Health {
   const { config, mongo, redis, threads, stats, consumers, metrics } = parts;
@@ -60,8 +82,7 @@ export function createHealth(parts: HealthParts): Health {
     sources: {
       health: () =>
         Promise.all([
-          // That this runs at all says that the event loop turns.
-          boundedCheck("event_loop", true, async () => "turns"),
+          eventLoopCheck(),
           boundedCheck("cpu_threads", true, () => answers(threads), {
             failure: "a CPU thread does not answer",
           }),
@@ -84,6 +105,16 @@ export function createHealth(parts: HealthParts): Health {
       metrics: () => metrics.text(),
     },
   };
+}
+
+function startingCheck(): Promise<Check> {
+  const failure = "starting: waits for mongodb or redis";
+  return boundedCheck("service", true, () => isServing(false), { failure });
+}
+
+/** That this runs at all says that the event loop turns. */
+function eventLoopCheck(): Promise<Check> {
+  return boundedCheck("event_loop", true, async () => "turns");
 }
 
 function manifestCheck(directory: string): Promise<Check> {

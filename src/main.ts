@@ -7,7 +7,7 @@ import { createQueueStats } from "./adapters/bullmq/queue-stats.ts";
 import { createManifestFiles } from "./adapters/file/manifest-files.ts";
 import { loadSigningKey } from "./adapters/file/signing-key.ts";
 import { createFilePayloadStore } from "./adapters/file/payload-store.ts";
-import { startSidecar } from "./adapters/http/sidecar.ts";
+import { startSidecar, type Sidecar, type SidecarSources } from "./adapters/http/sidecar.ts";
 import { MongoBlobStore } from "./adapters/mongo/blob-store.ts";
 import { MongoChunkStore } from "./adapters/mongo/chunk-store.ts";
 import { connectMongo, type MongoConnection } from "./adapters/mongo/connection.ts";
@@ -16,6 +16,7 @@ import { MongoManifestStore } from "./adapters/mongo/manifest-store.ts";
 import { MongoSessionStore } from "./adapters/mongo/session-store.ts";
 import { MongoTileStore } from "./adapters/mongo/tile-store.ts";
 import { payloadStoreOf } from "./adapters/payload-store.ts";
+import { checkRedis } from "./adapters/redis/client.ts";
 import { createRedisPayloadStore } from "./adapters/redis/payload-store.ts";
 import { createSystemClock } from "./adapters/system/clock.ts";
 import { systemRandomBytes } from "./adapters/system/random.ts";
@@ -23,8 +24,8 @@ import { CpuThreads } from "./adapters/threads/cpu-threads.ts";
 import { type Config, type LoadedConfig, loadProcessConfig, reloadable, restartRequired } from "./config.ts";
 import { toHex } from "./core/bytes.ts";
 import type { KeyRing } from "./core/encrypt/kek.ts";
-import { type ErrorCode, LucidError } from "./core/errors.ts";
-import { createHealth } from "./health.ts";
+import { type ErrorCode, errorCodeOf, LucidError } from "./core/errors.ts";
+import { createHealth, type Probes, startProbes } from "./health.ts";
 import { keyRingOf } from "./key-ring.ts";
 import { createPipeline, type Pipeline } from "./pipeline/pipeline.ts";
 import type { Clock } from "./pipeline/ports.ts";
@@ -45,8 +46,8 @@ const SWEEP_JITTER = 0.2;
 const CLOSE_GRACE_MS = 4_000;
 
 /**
- * The service from start to end: validate → connect → indexes → threads → queues → ready, and back in order on SIGTERM
- * or SIGINT. Resolves with the exit code.
+ * The service from start to end: validate → sidecar → connect → indexes → threads → queues → ready, and back in order on
+ * SIGTERM or SIGINT. Resolves with the exit code.
  */
 export async function runService(loaded: LoadedConfig): Promise<number> {
   const { config } = loaded;
@@ -55,21 +56,31 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
   const metrics = createMetrics({ version: VERSION, queues });
   const clock = createSystemClock();
   const stop = new StopRequest(log);
+  const reload = new ReloadRequest(loaded, log);
+  let sidecar: Sidecar | undefined;
   log.event("service_starting", { threads: config.kernel.threads, concurrency: config.queues.concurrency });
   for (const warning of loaded.warnings) log.event("config_warning", { warning });
   try {
     const keyRing = keyRingOf(config);
     const signingKey = await signingKeyOf(config, log);
-    const mongo = await connectPatiently(config, clock, log, stop.signal);
-    if (mongo === undefined) return 0;
-    const service = await startService({ config, keyRing, signingKey, mongo, log, metrics, clock });
-    const reload = (): void => reloadConfig(loaded, (jobs) => service.setConcurrency(jobs), log);
-    process.on("SIGHUP", reload);
-    const reason = await stop.requested;
-    process.off("SIGHUP", reload);
-    await service.stop(reason);
+    // Before the servers are waited for: whoever watches /health must not take the patience for a hang, and kill it.
+    const probes = startProbes(metrics);
+    sidecar = await openSidecar(config, probes.sources, metrics, log);
+    const waiting = { clock, log, stop: stop.signal };
+    const mongo = await patiently("mongodb", () => openMongo(config, log), waiting);
+    const redis = await patiently("redis", () => checkRedis(config.redis.url.reveal()), waiting);
+    if (mongo === undefined || redis === undefined) {
+      await mongo?.close();
+      return 0;
+    }
+    const { port } = sidecar;
+    const service = startService({ config, keyRing, signingKey, mongo, log, metrics, clock, probes, port });
+    reload.use((jobs) => service.setConcurrency(jobs));
+    await service.stop(await stop.requested);
     return 0;
   } finally {
+    await sidecar?.close();
+    reload.release();
     stop.release();
     metrics.close();
     log.flush();
@@ -85,6 +96,9 @@ interface Parts {
   readonly log: Log;
   readonly metrics: Metrics;
   readonly clock: Clock;
+  readonly probes: Probes;
+  /** The sidecar's. */
+  readonly port: number;
 }
 
 interface Service {
@@ -93,8 +107,8 @@ interface Service {
   stop(reason: string): Promise<void>;
 }
 
-async function startService(parts: Parts): Promise<Service> {
-  const { config, mongo, log, metrics, clock } = parts;
+function startService(parts: Parts): Service {
+  const { config, mongo, log, metrics, clock, probes, port } = parts;
   const startedMs = clock.monotonicMs();
   /** Fires when whatever still waits for a server must give up. */
   const stopped = new AbortController();
@@ -146,18 +160,11 @@ async function startService(parts: Parts): Promise<Service> {
     metrics,
     manifestDirectory,
   });
-  const sidecar = await startSidecar(health.sources, {
-    bind: config.http.bind,
-    port: config.http.port,
-    service: SERVICE,
-    version: VERSION,
-    metricsContentType: metrics.contentType,
-    onError: (err) => log.event("sidecar_error", { err }),
-  });
+  probes.use(health.sources);
   for (const consumer of Object.values(consumers)) consumer.start();
   const sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
   health.setReady(true);
-  log.event("ready", { port: sidecar.port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
+  log.event("ready", { port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
 
   return {
     setConcurrency: (jobs) => consumers.chunks.setConcurrency(jobs),
@@ -175,7 +182,6 @@ async function startService(parts: Parts): Promise<Service> {
         stopped.abort();
         await Promise.all([threads.close(), events.close(), redisPayloads.close(), stats.close()]);
         await mongo.close();
-        await sidecar.close();
       };
       const closed = await endsWithin(close(), deadlineMs + CLOSE_GRACE_MS);
       clearTimeout(giveUp);
@@ -268,27 +274,68 @@ async function signingKeyOf({ manifest }: Config, log: Log): Promise<KeyObject |
   return undefined;
 }
 
-/** Waits for MongoDB as long as it takes, saying so; `undefined` when the process is told to stop meanwhile. */
-async function connectPatiently(
-  config: Config,
-  clock: Clock,
+/** Throws CONFIG_INVALID when the address can't be had: that is for the operator to change. */
+async function openSidecar(
+  { http }: Config,
+  sources: SidecarSources,
+  metrics: Metrics,
   log: Log,
-  signal: AbortSignal,
-): Promise<MongoConnection | undefined> {
+): Promise<Sidecar> {
+  try {
+    return await startSidecar(sources, {
+      ...http,
+      service: SERVICE,
+      version: VERSION,
+      metricsContentType: metrics.contentType,
+      onError: (err) => log.event("sidecar_error", { err }),
+    });
+  } catch (cause) {
+    const address = `HTTP_BIND ${http.bind} and SESSION_PROCESSOR_PORT ${http.port}`;
+    throw new LucidError(
+      "CONFIG_INVALID",
+      `can't listen on ${address}: choose others, or end what has them`,
+      {
+        cause,
+      },
+    );
+  }
+}
+
+async function openMongo(config: Config, log: Log): Promise<MongoConnection> {
+  const mongo = await connectMongo({ url: config.mongodb.url.reveal(), appName: SERVICE });
+  try {
+    for (const warning of await ensureIndexes(mongo)) log.event("config_warning", { warning });
+    log.event("connected", { what: (await mongo.serverLabel()).text });
+    return mongo;
+  } catch (thrown) {
+    await mongo.close();
+    throw thrown;
+  }
+}
+
+interface Waiting {
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly stop: AbortSignal;
+}
+
+/** Tries until the server is there, saying what it waits for; `undefined` when the process is told to stop meanwhile. */
+async function patiently<Connected>(
+  what: "mongodb" | "redis",
+  connect: () => Promise<Connected>,
+  { clock, log, stop }: Waiting,
+): Promise<Connected | undefined> {
   const startedMs = clock.monotonicMs();
   let pauseMs = CONNECT_PAUSE_FIRST_MS;
-  for (let attempt = 1; !signal.aborted; attempt++) {
+  for (let attempt = 1; !stop.aborted; attempt++) {
     try {
-      const mongo = await connectMongo({ url: config.mongodb.url.reveal(), appName: SERVICE });
-      for (const warning of await ensureIndexes(mongo)) log.event("config_warning", { warning });
-      log.event("connected", { what: (await mongo.serverLabel()).text });
-      return mongo;
+      return await connect();
     } catch (err) {
-      if (!(err instanceof LucidError) || err.code !== "STORE_UNAVAILABLE") throw err;
+      if (!["STORE_UNAVAILABLE", "QUEUE_UNAVAILABLE"].includes(errorCodeOf(err))) throw err;
       const duration_ms = Math.round(clock.monotonicMs() - startedMs);
-      log.event("waiting_for", { what: "mongodb", attempt, duration_ms, err });
+      log.event("waiting_for", { what, attempt, duration_ms, err });
     }
-    await clock.sleep(pauseMs, signal);
+    await clock.sleep(pauseMs, stop);
     pauseMs = Math.min(pauseMs * 2, CONNECT_PAUSE_MAX_MS);
   }
   return undefined;
@@ -324,17 +371,44 @@ async function sweepForever(
   }
 }
 
-function reloadConfig(before: LoadedConfig, setConcurrency: (jobs: number) => void, log: Log): void {
-  try {
-    const after = loadProcessConfig();
-    const { concurrency, logLevel } = reloadable(after.config);
-    setConcurrency(concurrency);
-    log.setLevel(logLevel);
-    log.event("config_reloaded", { concurrency });
-    const settings = restartRequired(before, after);
-    if (settings.length > 0) log.event("restart_required", { settings });
-  } catch (err) {
-    log.event("config_reload_refused", { err });
+/** SIGHUP: takes over what can change while the service runs. From the first line on, or it would end the process. */
+class ReloadRequest {
+  readonly #before: LoadedConfig;
+  readonly #log: Log;
+  readonly #onSignal = (): void => this.#reload();
+  #concurrency: number | undefined;
+  #setConcurrency: ((jobs: number) => void) | undefined;
+
+  constructor(before: LoadedConfig, log: Log) {
+    this.#before = before;
+    this.#log = log;
+    process.on("SIGHUP", this.#onSignal);
+  }
+
+  /** What came while the service was starting holds for it too. */
+  use(setConcurrency: (jobs: number) => void): void {
+    this.#setConcurrency = setConcurrency;
+    if (this.#concurrency !== undefined) setConcurrency(this.#concurrency);
+  }
+
+  release(): void {
+    process.off("SIGHUP", this.#onSignal);
+  }
+
+  #reload(): void {
+    const log = this.#log;
+    try {
+      const after = loadProcessConfig();
+      const { concurrency, logLevel } = reloadable(after.config);
+      this.#concurrency = concurrency;
+      this.#setConcurrency?.(concurrency);
+      log.setLevel(logLevel);
+      log.event("config_reloaded", { concurrency });
+      const settings = restartRequired(this.#before, after);
+      if (settings.length > 0) log.event("restart_required", { settings });
+    } catch (err) {
+      log.event("config_reload_refused", { err });
+    }
   }
 }
 

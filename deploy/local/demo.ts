@@ -19,6 +19,7 @@ import { textbookLeafHash, textbookRoot } from "../../src/core/merkle/textbook.t
 import { findRestorable, restoreChunks } from "../../src/pipeline/restore-session.ts";
 import type { LucidEvent } from "../../src/schema/event.ts";
 import type { SessionRecord } from "../../src/schema/record.ts";
+import { verifyAsAuditor } from "./demo-audit.ts";
 import { dropTrial, type Trial, trialOn } from "./trial.ts";
 import { type LocalServers, startLocalServers } from "./servers.ts";
 import { startLocalWorker } from "./worker.ts";
@@ -40,6 +41,8 @@ export interface DemoReport {
   readonly events: number;
   readonly repeats: number;
   readonly restored_identical: boolean;
+  /** By `verify --data`, with nothing trusted but the public key. */
+  readonly verified: boolean;
   /** From the first job to the seal. */
   readonly seconds: number;
   readonly mb_per_s: number;
@@ -95,6 +98,7 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
     await checkRoot(stores, record);
     output.say("root: equal to the recursion of RFC 9162, from the stored chunks");
     const restoredIdentical = await isRestoredIdentical(run, stores, record);
+    const verified = await verifyAsAuditor(session, { trial, output, signal });
     return {
       chunks,
       bytes: run.bytes,
@@ -103,6 +107,7 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
       events: storage.events,
       repeats: storage.repeats,
       restored_identical: restoredIdentical,
+      verified,
       seconds,
       mb_per_s: run.bytes / 1e6 / seconds,
       redis: servers.redis.label,

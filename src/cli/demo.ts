@@ -36,11 +36,12 @@ export function demoCommand(): Command {
             ["root", `${report.root_hash} (equal to the RFC 9162 recursion)`],
             ["events", `${report.events} (repeats dropped: ${report.repeats})`],
             ["restored", report.restored_identical ? "identical, bit for bit" : "DIFFERENT"],
+            ["verified", report.verified ? "manifest, chunks file, checkpoint and every blob" : "REFUSED"],
             ["redis", report.redis],
             ["mongodb", report.mongodb],
           ]),
         );
-        return report.restored_identical ? 0 : 1;
+        return report.restored_identical && report.verified ? 0 : 1;
       }),
     );
 }

@@ -3,12 +3,20 @@ import { connectMongo, type MongoConnection } from "../../src/adapters/mongo/con
 import { MongoBlobStore } from "../../src/adapters/mongo/blob-store.ts";
 import { MongoChunkStore } from "../../src/adapters/mongo/chunk-store.ts";
 import { ensureIndexes } from "../../src/adapters/mongo/indexes.ts";
+import { MongoManifestStore } from "../../src/adapters/mongo/manifest-store.ts";
 import { MongoSessionStore } from "../../src/adapters/mongo/session-store.ts";
 import { MongoTileStore } from "../../src/adapters/mongo/tile-store.ts";
 import type { SessionId } from "../../src/core/ids.ts";
-import type { BlobStore, ChunkStore, SessionStore, TileStore } from "../../src/pipeline/ports.ts";
+import type {
+  BlobStore,
+  ChunkStore,
+  ManifestStore,
+  SessionStore,
+  TileStore,
+} from "../../src/pipeline/ports.ts";
 import { MemoryBlobStore } from "../support/memory/blob-store.ts";
 import { MemoryChunkStore } from "../support/memory/chunk-store.ts";
+import { MemoryManifestStore } from "../support/memory/manifest-store.ts";
 import { MemorySessionStore } from "../support/memory/session-store.ts";
 import { MemoryTileStore } from "../support/memory/tile-store.ts";
 import type { TestServers } from "../support/servers.ts";
@@ -18,6 +26,7 @@ export interface Stores {
   readonly chunks: ChunkStore;
   readonly blobs: BlobStore;
   readonly tiles: TileStore;
+  readonly manifests: ManifestStore;
 }
 
 /** Two workers on the same data: with MongoDB each has a connection and gathers its own commands. */
@@ -58,6 +67,7 @@ export function mongoStores(connection: MongoConnection): Stores {
     chunks: new MongoChunkStore(connection),
     blobs: new MongoBlobStore(connection),
     tiles: new MongoTileStore(connection),
+    manifests: new MongoManifestStore(connection),
   };
 }
 
@@ -68,6 +78,7 @@ function memoryStores(): Stores {
     chunks,
     blobs: new MemoryBlobStore(chunks),
     tiles: new MemoryTileStore(),
+    manifests: new MemoryManifestStore(),
   };
 }
 

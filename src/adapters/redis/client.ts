@@ -1,6 +1,6 @@
 import { Redis, type RedisOptions } from "ioredis";
 import type { ErrorCode } from "../../core/errors.ts";
-import { redisErrorCode } from "./errors.ts";
+import { asRedisError, redisErrorCode } from "./errors.ts";
 
 /** Hears of every error that a connection, queue or worker emits; often, so the listener limits the rate. */
 export type OnError = (where: string, code: ErrorCode) => void;
@@ -96,6 +96,23 @@ export function waitingClient({ url, onError }: RedisTarget, where: string): Own
 
 export function failFastClient({ url, onError }: RedisTarget, where: string): OwnedRedis {
   return new OwnedRedis(url, where, FAILS_FAST, onError);
+}
+
+const CHECK_MS = 2_000;
+
+/** Returns true when Redis answers and has loaded its data; else throws QUEUE_UNAVAILABLE, within 2 s. */
+export async function checkRedis(url: string): Promise<true> {
+  let last: unknown = new Error("Connection timed out");
+  const client = new Redis(url, { ...FAILS_FAST, connectTimeout: CHECK_MS });
+  client.on("error", (thrown: unknown) => {
+    last = thrown;
+  });
+  try {
+    if (await waitUntilReady(client, CHECK_MS)) return true;
+    throw asRedisError(last);
+  } finally {
+    client.disconnect();
+  }
 }
 
 /** Resolves true when the connection is usable, false when that took longer than `timeoutMs`. Never rejects. */

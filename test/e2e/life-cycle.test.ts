@@ -1,0 +1,155 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, onTestFinished, test } from "vitest";
+import { freePort } from "../../deploy/local/free-port.ts";
+import { type LocalServer, startLocalMongodb, startLocalRedis } from "../../deploy/local/servers.ts";
+import {
+  Deployment,
+  expectEveryEffectOnce,
+  finalizeAll,
+  inTurn,
+  untilSealed,
+} from "../support/deployment.ts";
+import { testServers } from "../support/servers.ts";
+import { bareEnvironment, runProgram, until } from "../support/worker-process.ts";
+
+const servers = testServers();
+
+/** The bar's "≤ 1 log line/s", and one line more for where a second begins. */
+function linesAllowed(milliseconds: number): number {
+  return Math.ceil(milliseconds / 1000) + 1;
+}
+
+function stopAfterwards(server: LocalServer): LocalServer {
+  onTestFinished(() => server.stop());
+  return server;
+}
+
+function ownFolder(): string {
+  const folder = mkdtempSync(join(tmpdir(), "session-processor-e2e-"));
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+const say = (): void => undefined;
+
+describe("a worker that starts before its servers", () => {
+  const WATCHED_MS = 4_000;
+
+  test("is healthy and not ready, says at most once a second what it waits for, and then works", async () => {
+    const [redisPort, mongoPort, httpPort] = [await freePort(), await freePort(), await freePort()];
+    const deployment = new Deployment({
+      redisUrl: `redis://127.0.0.1:${redisPort}`,
+      mongodbUrl: `mongodb://127.0.0.1:${mongoPort}/lucid`,
+      queuePrefix: "{early}",
+    });
+    const worker = deployment.startWorker({ SESSION_PROCESSOR_PORT: String(httpPort) });
+    await worker.untilLine("waiting_for", 20_000);
+    const before = worker.lines.length;
+    await sleep(WATCHED_MS);
+    expect(worker.lines.length - before).toBeLessThanOrEqual(linesAllowed(WATCHED_MS));
+    expect(worker.linesOf("waiting_for")).toContainEqual(expect.objectContaining({ what: "mongodb" }));
+    expect(await worker.get("/health", httpPort)).toMatchObject({ status: 200 });
+    const ready = await worker.get("/ready", httpPort);
+    expect(ready.status).toBe(503);
+    expect(ready.body).toContain("starting");
+    expect((await worker.get("/metrics", httpPort)).body).toContain("lucid_ready 0");
+
+    // MongoDB first: then it is Redis that it waits for.
+    stopAfterwards(await startLocalMongodb({ say, port: mongoPort, dir: ownFolder() }));
+    await until(
+      "it waits for Redis",
+      () => worker.linesOf("waiting_for").some(({ what }) => what === "redis"),
+      20_000,
+    );
+    const beforeRedis = worker.lines.length;
+    await sleep(WATCHED_MS);
+    expect(worker.lines.length - beforeRedis).toBeLessThanOrEqual(linesAllowed(WATCHED_MS));
+    expect(worker.linesOf("ready")).toEqual([]);
+    expect(await worker.get("/health", httpPort)).toMatchObject({ status: 200 });
+    expect(await worker.get("/ready", httpPort)).toMatchObject({ status: 503 });
+
+    stopAfterwards(await startLocalRedis({ say, port: redisPort, dir: ownFolder() }));
+    await worker.untilReady();
+    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
+    const session = { id: "sess-early", sizes: [10, 5_000] };
+    const heard = deployment.listen();
+    const producer = deployment.producer();
+    await producer.enqueueAll(inTurn([session]));
+    await finalizeAll(producer, [session]);
+    await untilSealed(deployment, [session], 10_000);
+    await expectEveryEffectOnce(deployment, heard, [session]);
+    expect(await worker.terminate()).toMatchObject({ code: 0 });
+  });
+
+  test("ends with 0 when it is told to while it waits, and a SIGHUP does not end it", async () => {
+    const deployment = new Deployment({
+      ...servers,
+      mongodbUrl: `mongodb://127.0.0.1:${await freePort()}/lucid`,
+    });
+    const worker = deployment.startWorker();
+    await worker.untilLine("waiting_for", 20_000);
+    worker.signal("SIGHUP");
+    await sleep(200);
+    expect(worker.hasExited).toBe(false);
+    const { code, afterSignalMs } = await worker.terminate();
+    expect(code).toBe(0);
+    expect(afterSignalMs).toBeLessThan(6_000);
+  });
+});
+
+describe("a worker that may not start", () => {
+  const start = (env: NodeJS.ProcessEnv) =>
+    runProgram(["run"], { env: { ...bareEnvironment(), ...env }, cwd: ownFolder() });
+  const urls = { REDIS_URL: "redis://127.0.0.1:1", MONGODB_URL: "mongodb://127.0.0.1:1/lucid" };
+
+  test.each([
+    ["none", undefined],
+    ["a short one", "kurz-Qx7"],
+    ["a placeholder", "change-me-change-me-change-me-0001"],
+    ["a repeated one", "Qx7Qx7Qx7Qx7Qx7Qx7Qx7Qx7Qx7Qx7Qx7Qx7"],
+  ])("exits with 1 and names ENCRYPTION_KEY, never its value: %s", async (_, key) => {
+    const env = key === undefined ? urls : { ...urls, ENCRYPTION_KEY: key };
+    const { code, stdout, stderr } = await start(env);
+    expect(code).toBe(1);
+    expect(stderr).toContain("ENCRYPTION_KEY");
+    expect(stderr).toContain("[CONFIG_INVALID]");
+    if (key !== undefined) expect(stdout + stderr).not.toContain(key);
+  });
+
+  test("names every mistake of its configuration at once, with the values that are no secrets", async () => {
+    const secret = "hunter2-hunter2";
+    const file = join(ownFolder(), "key");
+    writeFileSync(file, secret, { mode: 0o600 });
+    const { code, stdout, stderr } = await start({
+      REDIS_URL: `http://user:${secret}@127.0.0.1`,
+      MAX_WORKERS: "ten",
+      LOG_LEVEL: "loud",
+      QUEUE_SIZE: "0",
+      ENCRYPTION_KEY_FILE: file,
+    });
+    expect(code).toBe(1);
+    for (const name of [
+      "MONGODB_URL",
+      "REDIS_URL",
+      "MAX_WORKERS",
+      "LOG_LEVEL",
+      "QUEUE_SIZE",
+      "ENCRYPTION_KEY",
+    ])
+      expect(stderr).toContain(name);
+    for (const value of ['"ten"', '"loud"', '"0"']) expect(stderr).toContain(value);
+    expect(stdout + stderr).not.toContain(secret);
+  });
+
+  test("exits with 1 and one clear line when its port is taken", async () => {
+    const deployment = new Deployment(servers);
+    const first = await deployment.readyWorker();
+    const second = deployment.startWorker({ SESSION_PROCESSOR_PORT: String(first.port) });
+    expect(await second.exited).toMatchObject({ code: 1 });
+    expect(second.output).toContain("SESSION_PROCESSOR_PORT");
+    expect(second.output).not.toContain("    at ");
+  });
+});
