@@ -21,6 +21,8 @@ export interface HealthParts {
   readonly metrics: Metrics;
   /** Absent where no manifests are written. */
   readonly manifestDirectory: string | undefined;
+  /** Listed in /ready, not required. */
+  readonly neighbours: { checks(): Promise<readonly Check[]> };
 }
 
 export interface Health {
@@ -74,6 +76,20 @@ export function createHealth(parts: HealthParts): Health {
     metrics.set("dependency_up", { dependency: "mongodb" }, isUp ? 1 : 0);
   });
 
+  const requiredChecks = (): readonly Promise<Check>[] => [
+    boundedCheck("service", true, () => isServing(ready), { failure: "starting or stopping" }),
+    boundedCheck("mongodb", true, async () => {
+      await mongo.ping();
+      return "answers";
+    }),
+    boundedCheck("redis", true, async () => {
+      await stats.read();
+      return "answers";
+    }),
+    boundedCheck("key_ring", true, async () => "loaded"),
+    ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
+  ];
+
   return {
     setReady(isReady) {
       ready = isReady;
@@ -88,20 +104,13 @@ export function createHealth(parts: HealthParts): Health {
           }),
           pickupCheck(pickup, stats),
         ]),
-      ready: () =>
-        Promise.all([
-          boundedCheck("service", true, () => isServing(ready), { failure: "starting or stopping" }),
-          boundedCheck("mongodb", true, async () => {
-            await mongo.ping();
-            return "answers";
-          }),
-          boundedCheck("redis", true, async () => {
-            await stats.read();
-            return "answers";
-          }),
-          boundedCheck("key_ring", true, async () => "loaded"),
-          ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
-        ]),
+      ready: async () => {
+        const [required, optional] = await Promise.all([
+          Promise.all(requiredChecks()),
+          parts.neighbours.checks(),
+        ]);
+        return [...required, ...optional];
+      },
       metrics: () => metrics.text(),
     },
   };

@@ -27,6 +27,7 @@ import type { KeyRing } from "./core/encrypt/kek.ts";
 import { type ErrorCode, errorCodeOf, LucidError } from "./core/errors.ts";
 import { createHealth, type Probes, startProbes } from "./health.ts";
 import { keyRingOf } from "./key-ring.ts";
+import { createNeighbours, eventQueuesOf } from "./neighbours.ts";
 import { createPipeline, type Pipeline } from "./pipeline/pipeline.ts";
 import type { Clock } from "./pipeline/ports.ts";
 import { QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
@@ -52,7 +53,7 @@ const CLOSE_GRACE_MS = 4_000;
 export async function runService(loaded: LoadedConfig): Promise<number> {
   const { config } = loaded;
   const log = createLog({ level: config.log.level, service: SERVICE, version: VERSION });
-  const queues = [QUEUE_CHUNKS, QUEUE_CONTROL, ...config.queues.events];
+  const queues = [QUEUE_CHUNKS, QUEUE_CONTROL, ...eventQueuesOf(config)];
   const metrics = createMetrics({ version: VERSION, queues });
   const clock = createSystemClock();
   const stop = new StopRequest(log);
@@ -118,11 +119,15 @@ function startService(parts: Parts): Service {
   const jobObserver = createJobObserver(log, metrics);
   const adapters = createAdapters(parts, jobObserver);
   const { threads, events, redisPayloads, stats } = adapters;
+  const blobs = new MongoBlobStore(mongo);
+  const neighbours = createNeighbours(config, blobs, clock, (where, code) =>
+    jobObserver.onError(where, code),
+  );
   const pipeline = createPipeline(
     {
       sessions: new MongoSessionStore(mongo),
       chunks: new MongoChunkStore(mongo),
-      blobs: new MongoBlobStore(mongo),
+      blobs,
       tiles: new MongoTileStore(mongo),
       manifests: new MongoManifestStore(mongo),
       files: createManifestFiles(config.paths.manifests),
@@ -144,7 +149,7 @@ function startService(parts: Parts): Service {
       gapAlertMs: config.sweep.gapAlertMs,
       orphanBlobMs: config.sweep.orphanBlobMs,
       checkpointIntervalMs: config.merkle.checkpointIntervalMs,
-      closing: { signingKey: parts.signingKey, engine: undefined },
+      closing: { signingKey: parts.signingKey, engine: neighbours.engine },
     },
     stopped.signal,
   );
@@ -159,9 +164,11 @@ function startService(parts: Parts): Service {
     redis: redisPayloads,
     metrics,
     manifestDirectory,
+    neighbours,
   });
   probes.use(health.sources);
   for (const consumer of Object.values(consumers)) consumer.start();
+  neighbours.start();
   const sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
   health.setReady(true);
   log.event("ready", { port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
@@ -177,6 +184,7 @@ function startService(parts: Parts): Service {
       const giveUp = setTimeout(() => stopped.abort(), deadlineMs);
       const close = async (): Promise<void> => {
         await Promise.all(Object.values(consumers).map((consumer) => consumer.stop({ deadlineMs })));
+        await neighbours.close();
         await sweeping;
         await pipeline.settled();
         stopped.abort();
@@ -197,7 +205,8 @@ function createAdapters({ config, log, metrics }: Parts, observer: JobObserver) 
     url: config.redis.url.reveal(),
     onError: (where: string, code: ErrorCode) => observer.onError(where, code),
   };
-  const { prefix, events: eventQueues, eventRetention } = config.queues;
+  const { prefix, eventRetention } = config.queues;
+  const eventQueues = eventQueuesOf(config);
   const threads = new CpuThreads({
     threads: config.kernel.threads,
     timeoutMs: config.kernel.workerTimeoutMs,

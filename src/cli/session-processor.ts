@@ -19,7 +19,6 @@ const EXIT_USAGE = 2;
 const program = new Command("session-processor")
   .description("Compresses, encrypts and Merkle-hashes recorded session chunks, exactly once, verifiably.")
   .version(VERSION)
-  .showHelpAfterError("(--help shows what is allowed)")
   .addCommand(runCommand())
   .addCommand(demoCommand())
   .addCommand(enqueueCommand())
@@ -37,6 +36,8 @@ for (const command of [
   ...program.commands,
   ...program.commands.flatMap(({ commands }) => commands),
 ]) {
+  // Commands that are added take over nothing of the program's own settings.
+  command.showHelpAfterError("(--help shows what is allowed)");
   command.exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
 }
 await program.parseAsync();

@@ -5,7 +5,12 @@ import { manifestFileNames, manifestId } from "../core/manifest/names.ts";
 import { sealedSession } from "../schema/manifest.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { AnchorRecord, SessionRecord } from "../schema/record.ts";
-import { type AnchoringEngine, anchorIdempotencyKey } from "./anchoring-engine.ts";
+import {
+  type AnchoringEngine,
+  type AnchorPlace,
+  type AnchorSubmission,
+  anchorIdempotencyKey,
+} from "./anchoring-engine.ts";
 import { sessionAnchoredEvent } from "./event-messages.ts";
 import { type RelayPorts, relayNow } from "./relay-events.ts";
 import { FirstSeen } from "./first-seen.ts";
@@ -15,36 +20,61 @@ import type { Clock, ManifestFiles, ManifestStore, RandomBytes, SessionChange } 
 const CLAIM_BYTES = 10;
 /** An anchoring that the engine doesn't know is left to its claimant for this long before another worker submits it. */
 const TAKE_OVER_MS = 60_000;
+/** An engine that didn't answer for one session isn't asked for the others: each would cost the sweep all its time-outs. */
+const ENGINE_REST_MS = 30_000;
 
 /** Ids of an engine are short; its answers are checked for that where they come in. */
 const ANCHOR_FILE_LIMITS = { bytesMax: 16_384, depthMax: 4 };
 
-/** What this process knows about claims: which are its own, and for how long the engine hasn't known the others. */
+/** What this process knows: its own claims, for how long the engine hasn't known the others, and whether it answers. */
 export class AnchorClaims {
-  readonly #own = new Set<string>();
+  readonly #own = new Map<SessionId, string>();
   readonly #unknown: FirstSeen;
+  readonly #clock: Clock;
   readonly #random: RandomBytes;
+  #engineAwaySinceMs: number | undefined;
 
   constructor(clock: Clock, random: RandomBytes) {
     this.#unknown = new FirstSeen(clock);
+    this.#clock = clock;
     this.#random = random;
   }
 
-  make(): string {
+  make(session: SessionId): string {
     const claim = toHex(this.#random(CLAIM_BYTES));
-    this.#own.add(claim);
+    this.#own.set(session, claim);
     return claim;
   }
 
   /** True if it is for us to submit what the engine says it doesn't know. */
   maySubmit(session: SessionId, { status, claim }: AnchorRecord): boolean {
-    if (status === "claimed" && this.#own.has(claim)) return true;
+    if (status === "claimed" && this.#own.get(session) === claim) return true;
     return this.#unknown.ageMs(session, `${status} ${claim}`) >= TAKE_OVER_MS;
   }
 
-  forget(session: SessionId, claim: string): void {
-    this.#own.delete(claim);
+  /** The engine knows the session, or was given it: how long it doesn't is counted anew. */
+  engineKnows(session: SessionId): void {
     this.#unknown.forget(session);
+  }
+
+  forget(session: SessionId): void {
+    this.#own.delete(session);
+    this.#unknown.forget(session);
+  }
+
+  /** Forgets the sessions that other workers have closed. */
+  keepOnly(sessions: ReadonlySet<SessionId>): void {
+    this.#unknown.keepOnly(sessions);
+    for (const session of this.#own.keys()) if (!sessions.has(session)) this.#own.delete(session);
+  }
+
+  engineIsAway(): void {
+    this.#engineAwaySinceMs = this.#clock.monotonicMs();
+  }
+
+  get engineRests(): boolean {
+    const since = this.#engineAwaySinceMs;
+    return since !== undefined && this.#clock.monotonicMs() - since < ENGINE_REST_MS;
   }
 }
 
@@ -70,6 +100,7 @@ export async function anchorSession(
   signal: AbortSignal,
 ): Promise<SessionRecord> {
   if (session.anchoredEvent === "sent") return session;
+  if (session.state !== "anchored" && ports.claims.engineRests) return session;
   try {
     const confirmed =
       session.state === "anchored" ? session : await confirm(ports, session, manifestText, signal);
@@ -77,6 +108,7 @@ export async function anchorSession(
   } catch (thrown) {
     const code = errorCodeOf(thrown);
     if (!isEngineTrouble(code)) throw thrown;
+    if (code === "SERVICE_UNAVAILABLE") ports.claims.engineIsAway();
     ports.observer.report({ kind: "anchor-delayed", sessionId: session.id, code });
     return session;
   }
@@ -94,24 +126,37 @@ async function confirm(
 ): Promise<SessionRecord> {
   let current = session;
   if (current.anchor === undefined) {
-    const claim = ports.claims.make();
+    const claim = ports.claims.make(current.id);
     current = await replace(ports, current, { kind: "anchor-claimed", claim }, signal);
     // Lost the claim: the one who has it submits, and the next sweep polls.
-    if (current.anchor?.claim !== claim) return current;
+    if (current.anchor?.claim !== claim) {
+      ports.claims.forget(current.id);
+      return current;
+    }
   } else {
     // Submitted, or claimed by a worker that may have died before or after its POST: the engine knows which.
-    const status = await ports.engine.status(current.id);
+    const status = await ports.engine.status(current.id, signal);
     if (status.kind === "confirmed") return anchored(ports, current, status, signal);
-    if (status.kind === "pending" || !ports.claims.maySubmit(current.id, current.anchor)) return current;
+    if (status.kind === "pending") {
+      ports.claims.engineKnows(current.id);
+      return current;
+    }
+    if (!ports.claims.maySubmit(current.id, current.anchor)) return current;
   }
   // Dies here: claimed, and perhaps not submitted; the next sweep asks the engine, and submits under the same key.
-  const submission = await submit(ports, current, manifestText);
+  const submission = await submit(ports, current, manifestText, signal);
+  ports.claims.engineKnows(current.id);
   if (submission.kind === "confirmed") return anchored(ports, current, submission, signal);
   // Dies here: submitted and not recorded; as above.
   return replace(ports, current, { kind: "anchor-submitted", anchoringId: submission.anchoringId }, signal);
 }
 
-function submit(ports: AnchoringPorts, session: SessionRecord, manifestText: string) {
+function submit(
+  ports: AnchoringPorts,
+  session: SessionRecord,
+  manifestText: string,
+  signal: AbortSignal,
+): Promise<AnchorSubmission> {
   const { id, treeSize, root, sealedAt, metadata } = sealedSession(session);
   const merkleRoot = toHex(root);
   return ports.engine.submit(
@@ -124,22 +169,31 @@ function submit(ports: AnchoringPorts, session: SessionRecord, manifestText: str
       metadata,
     },
     anchorIdempotencyKey(id, treeSize, merkleRoot),
+    signal,
   );
 }
 
 async function anchored(
   ports: AnchoringPorts,
   session: SessionRecord,
-  { transaction, block }: { readonly transaction?: string; readonly block?: number },
+  { transaction, block, merkleRoot }: AnchorPlace,
   signal: AbortSignal,
 ): Promise<SessionRecord> {
+  // The engine is asked by session: what it has in a block may be what somebody else submitted.
+  if (merkleRoot !== undefined && merkleRoot !== toHex(sealedSession(session).root)) {
+    throw new LucidError(
+      "SERVICE_REJECTED",
+      "the blockchain engine has anchored another root for this session; find out who submitted it",
+    );
+  }
   const at = ports.clock.now();
-  const next = await replace(ports, session, { kind: "anchored", transaction, block, at }, signal);
-  if (next.state === "anchored" && session.sealedAt !== undefined) {
+  const outcome = await tryReplace(ports, session, { kind: "anchored", transaction, block, at }, signal);
+  // Of two workers that see the confirmation one reports it.
+  if (outcome === "replaced" && session.sealedAt !== undefined) {
     const seconds = Math.max(0, (at.getTime() - session.sealedAt.getTime()) / 1000);
     ports.observer.report({ kind: "session-anchored", sessionId: session.id, seconds });
   }
-  return next;
+  return reread(ports, session, signal);
 }
 
 /** The anchor file, the manifest's status, the event, and the mark that it is sent: in this order, each repeatable. */
@@ -168,20 +222,37 @@ async function announce(
   };
   await patience("manifests.mark", signal, () => manifests.mark(key, "anchored"));
   await relayNow(ports, event, signal);
-  if (session.anchor !== undefined) ports.claims.forget(session.id, session.anchor.claim);
+  ports.claims.forget(session.id);
   // Dies here: announced and still `pending`; announced again under the same id.
   return replace(ports, session, { kind: "anchored-event-sent" }, signal);
 }
 
 /** The session after the change, or as somebody else has made it meanwhile. */
 async function replace(
-  { patience, sessions }: AnchoringPorts,
+  ports: AnchoringPorts,
   session: SessionRecord,
   change: SessionChange,
   signal: AbortSignal,
 ): Promise<SessionRecord> {
-  await patience("sessions.replace", signal, () => sessions.replace(session.id, session.version, change));
-  const current = await patience("sessions.find", signal, () => sessions.find(session.id));
+  await tryReplace(ports, session, change, signal);
+  return reread(ports, session, signal);
+}
+
+function tryReplace(
+  { patience, sessions }: AnchoringPorts,
+  { id, version }: SessionRecord,
+  change: SessionChange,
+  signal: AbortSignal,
+): Promise<"replaced" | "conflict"> {
+  return patience("sessions.replace", signal, () => sessions.replace(id, version, change));
+}
+
+async function reread(
+  { patience, sessions }: AnchoringPorts,
+  { id }: SessionRecord,
+  signal: AbortSignal,
+): Promise<SessionRecord> {
+  const current = await patience("sessions.find", signal, () => sessions.find(id));
   if (current === undefined)
     throw new LucidError("SESSION_UNKNOWN", "the session's document is gone; run fsck");
   return current;

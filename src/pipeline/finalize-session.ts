@@ -44,7 +44,12 @@ async function proposeCount(ports: FinalizePorts, job: FinalizeJob, signal: Abor
     if (record === undefined)
       throw new LucidError("SESSION_UNKNOWN", "the session's document is gone; run fsck");
     if (record.expectedCount === job.chunkCount) return;
-    if (record.expectedCount !== undefined) throw countConflict();
+    if (record.countConfirmed) throw countConflict();
+    if (record.expectedCount !== undefined) {
+      // Somebody else's proposal, which committed chunks may still refute: then it is no reason to refuse this one.
+      await ports.advance.request(job.sessionId);
+      continue;
+    }
     if (record.tree.size > job.chunkCount) throw countBelowChunks();
     const outcome = await patience("sessions.propose", signal, () =>
       sessions.replace(job.sessionId, record.version, {

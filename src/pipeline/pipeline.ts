@@ -93,9 +93,10 @@ export function createPipeline(
     const advanced = await advanceSession(ports, session, stopped);
     if (advanced.state === "open" || advanced.closed) return advanced;
     // Manifest and anchor take their time; the last chunk's job, which sealed the session, doesn't wait for them.
-    background.add(close.request(session), (code) =>
-      observer.report({ kind: "session-stuck", sessionId: session, code }),
-    );
+    background.add(close.request(session), (code) => {
+      // What a shutdown cut short goes on at another replica, or at our next start.
+      if (code !== "SHUTTING_DOWN") observer.report({ kind: "session-stuck", sessionId: session, code });
+    });
     return advanced;
   });
   const chunkPipeline = {

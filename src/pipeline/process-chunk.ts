@@ -57,7 +57,9 @@ export async function processChunk(
   // 2. Compress, seal, open again and compare, hash: in a CPU thread.
   const payload = await readPayload(pipeline, job, signal);
   if (payload === undefined) return finishAfterLostPayload(pipeline, job, signal);
-  const session = await admit(pipeline, job, payload, signal);
+  const admission = await admit(pipeline, job, payload, signal);
+  if (admission.kind === "refused") return finishRefused(pipeline, job, admission.error, signal);
+  const { session } = admission;
   const material = await pipeline.keys.forSealing(session, payload.byteLength);
   const sealed = await sealInThread(pipeline, job, session, material, payload, signal);
   const chunk = chunkRecordOf(pipeline, job, session, material, sealed);
@@ -72,6 +74,12 @@ export async function processChunk(
   // 4. Commit point.
   const outcome = await commit(pipeline, chunk, blobAtMs, signal);
   if (outcome !== "inserted") return finishLostRace(pipeline, job, chunk, outcome, signal);
+  if (isExpired(pipeline, blobAtMs)) {
+    // Frozen after the last look at the clock: the sweeper may have taken the blob in between. The same bytes again.
+    await pipeline.patience("blobs.insert", signal, () =>
+      pipeline.blobs.insert(chunk.blobId, job, sealed.blob),
+    );
+  }
   pipeline.observer.report({
     kind: "chunk-committed",
     chunk,
@@ -214,27 +222,46 @@ async function finishAfterLostPayload(
   );
 }
 
+type Admission =
+  | { readonly kind: "admitted"; readonly session: SessionRecord }
+  | { readonly kind: "refused"; readonly error: LucidError };
+
 /** The session that takes this chunk; made here if it is the first. Refuses before anything is written. */
 async function admit(
   pipeline: ChunkPipeline,
   job: ChunkJob,
   payload: Uint8Array,
   signal: AbortSignal,
-): Promise<SessionRecord> {
+): Promise<Admission> {
   const { directory, limits } = pipeline;
   const known = await directory.find(job.sessionId, signal);
   if (known === undefined) {
     // The kernel checks digests too, but by then the session's document would have been written.
     checkDeclaredDigests(job, payload);
     if (payload.byteLength > limits.sessionBytesMax) throw tooLarge();
-    return directory.findOrCreate(job.sessionId, signal);
+    return { kind: "admitted", session: await directory.findOrCreate(job.sessionId, signal) };
   }
-  if (known.state !== "open") {
-    throw new LucidError("SESSION_SEALED", "the session is sealed and takes no more chunks");
+  if (known.state !== "open") return { kind: "refused", error: sessionSealed() };
+  if (isBeyondEnd(known, job.index)) return { kind: "refused", error: beyondEnd() };
+  if (known.totals.originalBytes + payload.byteLength > limits.sessionBytesMax) {
+    return { kind: "refused", error: tooLarge() };
   }
-  if (isBeyondEnd(known, job.index)) throw beyondEnd();
-  if (known.totals.originalBytes + payload.byteLength > limits.sessionBytesMax) throw tooLarge();
-  return known;
+  return { kind: "admitted", session: known };
+}
+
+/**
+ * Refused, unless the session is sealed or full because it holds this very chunk: another delivery of the job may have
+ * committed it since step 1.
+ */
+async function finishRefused(
+  pipeline: ChunkPipeline,
+  job: ChunkJob,
+  error: LucidError,
+  signal: AbortSignal,
+): Promise<ChunkRecord> {
+  const committed = await findChunk(pipeline, job.sessionId, job.index, signal);
+  if (committed === undefined) throw error;
+  return finishRepeat(pipeline, job, committed, signal);
 }
 
 function checkDeclaredDigests(job: ChunkJob, payload: Uint8Array): void {
@@ -319,16 +346,20 @@ async function commit(
   blobAtMs: number,
   signal: AbortSignal,
 ): Promise<"inserted" | "index-taken" | "id-taken"> {
-  const { patience, chunks, clock, limits } = pipeline;
+  const { patience, chunks } = pipeline;
   return timed(pipeline, "store", () =>
     patience("chunks.insert", signal, () => {
-      if (clock.monotonicMs() - blobAtMs > limits.attemptAgeMaxMs) {
+      if (isExpired(pipeline, blobAtMs)) {
         // Frozen, or waiting for a server, for so long that the blob may count as an orphan by now.
         throw new LucidError("ATTEMPT_EXPIRED", "the attempt is too old to commit; the job starts anew");
       }
       return chunks.insert(chunk);
     }),
   );
+}
+
+function isExpired({ clock, limits }: ChunkPipeline, blobAtMs: number): boolean {
+  return clock.monotonicMs() - blobAtMs > limits.attemptAgeMaxMs;
 }
 
 /** The insert was refused: by another attempt's chunk, or by our own of which only the reply was lost. */
@@ -341,8 +372,12 @@ async function finishLostRace(
 ): Promise<ChunkRecord> {
   const winner = await findChunk(pipeline, job.sessionId, job.index, signal);
   if (winner?.blobId === own.blobId) return finishCommitted(pipeline, job, winner, signal);
-  await pipeline.patience("blobs.remove", signal, () => pipeline.blobs.remove([own.blobId]));
-  if (winner !== undefined) return finishRepeat(pipeline, job, winner, signal);
+  if (winner !== undefined) {
+    await pipeline.patience("blobs.remove", signal, () => pipeline.blobs.remove([own.blobId]));
+    return finishRepeat(pipeline, job, winner, signal);
+  }
+  // The index is free: an insert of ours that was given up may still arrive and find nothing in its way, so the blob is
+  // left to sweepOrphanBlobs.
   if (outcome === "id-taken") {
     throw new LucidError("CHUNK_ID_CONFLICT", "the session already has this chunk_id at another index");
   }
@@ -360,9 +395,7 @@ async function withdraw(
   signal: AbortSignal,
 ): Promise<never> {
   await withdrawChunk(pipeline, chunk, signal);
-  throw session.state === "open"
-    ? beyondEnd()
-    : new LucidError("SESSION_SEALED", "the session is sealed and takes no more chunks");
+  throw session.state === "open" ? beyondEnd() : sessionSealed();
 }
 
 /** Document first: without it the blob is an orphan, the other way round the document would point nowhere. */
@@ -406,6 +439,10 @@ function digestMismatch(): LucidError {
     "PAYLOAD_DIGEST_MISMATCH",
     "the payload's digest is not the one that the job declares",
   );
+}
+
+function sessionSealed(): LucidError {
+  return new LucidError("SESSION_SEALED", "the session is sealed and takes no more chunks");
 }
 
 function beyondEnd(): LucidError {

@@ -18,6 +18,14 @@ export interface CheckpointPorts {
   readonly observer: Observer;
 }
 
+/** Lost races in a row before it is left to the next sweep; each one means that somebody has moved the session on. */
+const CONFLICTS_MAX = 100;
+
+interface Checkpointed {
+  readonly session: SessionRecord;
+  readonly note: string;
+}
+
 /**
  * A signed checkpoint of the session as it is. Nothing is signed that isn't consistent with the checkpoint before it: a tree
  * that lost or changed a leaf since then ends here with TREE_CORRUPT. The note is stored before it is given out, and
@@ -27,7 +35,29 @@ export async function signedCheckpoint(
   ports: CheckpointPorts,
   session: SessionRecord,
   signal: AbortSignal,
-): Promise<{ readonly session: SessionRecord; readonly note: string }> {
+): Promise<Checkpointed> {
+  let current = session;
+  for (let conflicts = 0; conflicts < CONFLICTS_MAX; conflicts++) {
+    const signed = await signOnce(ports, current, signal);
+    if (signed !== "conflict") return signed;
+    // Somebody else stored a checkpoint, or moved something else on: look again from what is there.
+    const { patience, sessions } = ports;
+    const found = await patience("sessions.find", signal, () => sessions.find(session.id));
+    if (found === undefined)
+      throw new LucidError("SESSION_UNKNOWN", "the session's document is gone; run fsck");
+    current = found;
+  }
+  throw new LucidError(
+    "INTERNAL",
+    "the session changed more often than expected; its checkpoint is left to the next sweep",
+  );
+}
+
+async function signOnce(
+  ports: CheckpointPorts,
+  session: SessionRecord,
+  signal: AbortSignal,
+): Promise<Checkpointed | "conflict"> {
   const { id, hashAlgorithm, checkpoint: previous, tree } = session;
   if (tree.root === undefined) throw new LucidError("TREE_CORRUPT", "an empty tree has no checkpoint");
   const { root, size } = tree;
@@ -51,15 +81,9 @@ export async function signedCheckpoint(
   const outcome = await patience("sessions.checkpoint", signal, () =>
     sessions.replace(id, session.version, { kind: "checkpoint", checkpoint }),
   );
-  if (outcome === "replaced") {
-    observer.report({ kind: "checkpoint-signed", sessionId: id, size });
-    return { session: { ...session, checkpoint, version: session.version + 1 }, note };
-  }
-  const current = await patience("sessions.find", signal, () => sessions.find(id));
-  if (current === undefined)
-    throw new LucidError("SESSION_UNKNOWN", "the session's document is gone; run fsck");
-  // Somebody else stored a checkpoint, or moved something else on: look again from what is there.
-  return signedCheckpoint(ports, current, signal);
+  if (outcome === "conflict") return outcome;
+  observer.report({ kind: "checkpoint-signed", sessionId: id, size });
+  return { session: { ...session, checkpoint, version: session.version + 1 }, note };
 }
 
 async function signConsistent(

@@ -1,6 +1,7 @@
 import { errorCodeOf } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
+import type { AnchorClaims } from "./anchor-session.ts";
 import type { Closing } from "./close-session.ts";
 import { chunkCompletedEvent, sessionGapEvent } from "./event-messages.ts";
 import { FirstSeen } from "./first-seen.ts";
@@ -31,6 +32,7 @@ export interface SweepPorts extends RelayPorts {
   /** closeSession, at most once per session at a time. */
   readonly close: OnePerSession;
   readonly closing: Closing;
+  readonly claims: AnchorClaims;
   readonly limits: SweepLimits;
 }
 
@@ -52,9 +54,15 @@ export class Sweeper {
   readonly #gaps: FirstSeen;
   readonly #orphans: FirstSeen;
   readonly #checkpoints: FirstSeen;
+  readonly #unanchored: FirstSeen;
   /** Where the last blob sweep stopped. */
   #blobCursor: string | undefined;
   #sessionCursor: SessionId | undefined;
+  /** Seen since the sweep last began at the first one; what isn't among them in the end has left the watched state. */
+  #orphansOfPass = new Set<string>();
+  #sessionsOfPass = new Set<SessionId>();
+  /** Sealed, and without their anchor though an engine is configured. */
+  #unanchoredOfPass = new Set<SessionId>();
 
   constructor(ports: SweepPorts) {
     this.#ports = ports;
@@ -62,6 +70,7 @@ export class Sweeper {
     this.#gaps = new FirstSeen(ports.clock);
     this.#orphans = new FirstSeen(ports.clock);
     this.#checkpoints = new FirstSeen(ports.clock);
+    this.#unanchored = new FirstSeen(ports.clock);
   }
 
   async sweep(signal: AbortSignal): Promise<void> {
@@ -123,17 +132,48 @@ export class Sweeper {
         sessions.unfinished(this.#sessionCursor, SESSIONS_PER_PAGE),
       );
       for (const session of page) {
+        this.#sessionsOfPass.add(session.id);
         await this.#unlessStuck(session.id, signal, () => this.#advance(session, signal));
       }
       seen += page.length;
       this.#sessionCursor = page.length < SESSIONS_PER_PAGE ? undefined : page.at(-1)?.id;
-      if (this.#sessionCursor === undefined) return;
+      if (this.#sessionCursor === undefined) {
+        this.#endSessionPass();
+        return;
+      }
     }
   }
 
+  #endSessionPass(): void {
+    // Another worker may have closed a session that was watched here: it would stay in memory for good.
+    this.#gaps.keepOnly(this.#sessionsOfPass);
+    this.#checkpoints.keepOnly(this.#sessionsOfPass);
+    this.#ports.claims.keepOnly(this.#sessionsOfPass);
+    this.#sessionsOfPass = new Set();
+    if (this.#anchors) this.#reportUnanchored();
+  }
+
+  /** Of a whole pass: a page's count would jump with every page. */
+  #reportUnanchored(): void {
+    const sessions = this.#unanchoredOfPass;
+    this.#unanchored.keepOnly(sessions);
+    const ages = [...sessions].map((session) => this.#unanchored.ageMs(session));
+    const oldestSeconds = ages.reduce((oldest, ageMs) => Math.max(oldest, ageMs), 0) / 1000;
+    this.#ports.observer.report({ kind: "unanchored", sessions: sessions.size, oldestSeconds });
+    this.#unanchoredOfPass = new Set();
+  }
+
+  /** Without a signing key there is no manifest, and nothing to anchor. */
+  get #anchors(): boolean {
+    const { engine, signingKey } = this.#ports.closing;
+    return engine !== undefined && signingKey !== undefined;
+  }
+
   async #advance(session: SessionRecord, signal: AbortSignal): Promise<void> {
-    const advanced = await this.#ports.advance.request(session.id);
-    this.#ports.directory.remember(advanced);
+    const { advance, close, directory } = this.#ports;
+    // Nothing of a sealed session is left to advance; asking would only close it twice.
+    const advanced = session.state === "open" ? await advance.request(session.id) : session;
+    directory.remember(advanced);
     if (advanced.state === "open") {
       await this.#signCheckpointIfDue(advanced, signal);
       await this.#reportGap(advanced, signal);
@@ -141,7 +181,13 @@ export class Sweeper {
     }
     this.#gaps.forget(session.id);
     this.#checkpoints.forget(session.id);
-    await this.#ports.close.request(session.id);
+    if (this.#anchors && advanced.state === "sealed") {
+      this.#unanchoredOfPass.add(session.id);
+      // Its age begins here, and not at the end of the pass.
+      this.#unanchored.ageMs(session.id);
+    }
+    const closed = await close.request(session.id);
+    if (closed.state === "anchored") this.#unanchoredOfPass.delete(session.id);
   }
 
   /** For open sessions, CHECKPOINT_INTERVAL after the tree has outgrown the last signed one. */
@@ -187,6 +233,7 @@ export class Sweeper {
     for (let seen = 0; seen < BLOBS_PER_SWEEP_MAX; ) {
       const page = await patience("blobs.page", signal, () => blobs.page(this.#blobCursor, BLOBS_PER_PAGE));
       const orphans = page.filter((blob) => blob.committedBlobId !== blob.id);
+      for (const blob of orphans) this.#orphansOfPass.add(blob.id);
       const overdue = orphans.filter((blob) => this.#orphans.ageMs(blob.id) >= limits.orphanBlobMs);
       if (overdue.length > 0) {
         await patience("blobs.remove", signal, () => blobs.remove(overdue.map((blob) => blob.id)));
@@ -194,8 +241,14 @@ export class Sweeper {
         removed += overdue.length;
       }
       seen += page.length;
-      this.#blobCursor = page.length < BLOBS_PER_PAGE ? undefined : page.at(-1)?.id;
-      if (this.#blobCursor === undefined) break;
+      // Only an empty page is the end: the store passes over ids that no worker wrote.
+      this.#blobCursor = page.at(-1)?.id;
+      if (this.#blobCursor === undefined) {
+        // Most blobs without a document get one a moment later: they would stay in memory for good.
+        this.#orphans.keepOnly(this.#orphansOfPass);
+        this.#orphansOfPass = new Set();
+        break;
+      }
     }
     if (removed > 0) observer.report({ kind: "blobs-swept", removed });
   }

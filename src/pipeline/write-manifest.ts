@@ -87,17 +87,17 @@ async function generate(
   const accumulator = new ManifestAccumulator(session.id, session.hashAlgorithm);
   await writeFile(ports, names.chunks, chunkLines(ports, session, accumulator, signal));
   // Dies here: a chunks file without a manifest; the next attempt finds the same bytes there.
+  const unsigned = composeManifest(sealedSession(session), accumulator.summary());
+  // Before anything else is signed: it looks whether the tree is the one of the checkpoint before, grown.
+  const checkpointed = await signedCheckpoint(ports, session, signal);
+  // Dies here: the seal's checkpoint is in the session's document, and is what the next attempt writes.
   const { patience, manifests } = ports;
   const text =
     published ??
     (await patience("manifests.publish", signal, () =>
-      manifests.publish(
-        key,
-        signManifest(composeManifest(sealedSession(session), accumulator.summary()), ports.signingKey),
-      ),
+      manifests.publish(key, signManifest(unsigned, ports.signingKey)),
     ));
   // Dies here: the text is in the store; whoever goes on writes that one, also under another signing key.
-  const checkpointed = await signedCheckpoint(ports, session, signal);
   await writeFile(ports, names.checkpoint, utf8(checkpointed.note));
   // Dies here: everything but the manifest's own file, which is last.
   await writeFile(ports, names.manifest, utf8(text));

@@ -34,17 +34,19 @@ import { bytesOf, chunk, newSession } from "./memory/records.ts";
 import { MemorySessionStore } from "./memory/session-store.ts";
 import { MemoryTileStore } from "./memory/tile-store.ts";
 
+const PKCS8_PREFIX = Buffer.from("302e020100300506032b657004220420", "hex");
 /** RFC 8410 §10.3. */
-export const SIGNING_KEY: KeyObject = privateKeyOf("1O5y2/kTmErVttjx92n4rTr+fCjL8dT74Jeoj0R1WEI=");
-export const OTHER_SIGNING_KEY: KeyObject = privateKeyOf("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=");
+export const SIGNING_KEY: KeyObject = privateKeyOf(
+  "d4ee72dbf913584ad5b6d8f1f769f8ad3afe7c28cbf1d4fbe097a88f44755842",
+);
+export const OTHER_SIGNING_KEY: KeyObject = privateKeyOf("01".repeat(32));
 export const PINNED_KEY: Uint8Array = ed25519PublicKey(SIGNING_KEY);
 export const SWEEP_MS = 15_000;
 export const TAKE_OVER_MS = 60_000;
-const PKCS8_PREFIX = Buffer.from("302e020100300506032b657004220420", "hex");
 const SEALED_AT = new Date("2026-01-02T03:10:00.000Z");
 
-function privateKeyOf(seedBase64: string): KeyObject {
-  const key = Buffer.concat([PKCS8_PREFIX, Buffer.from(seedBase64, "base64")]);
+function privateKeyOf(seedHex: string): KeyObject {
+  const key = Buffer.concat([PKCS8_PREFIX, Buffer.from(seedHex, "hex")]);
   return createPrivateKey({ key, format: "der", type: "pkcs8" });
 }
 

@@ -126,19 +126,21 @@ export const trickle: Reply = (_request, response) => {
   response.on("close", () => clearInterval(timer));
 };
 
+const ENDLESS_PART_BYTES = 65_536;
+/** Where even the endless ends, so that a client that doesn't stop fails its test and not the machine. */
+const ENDLESS_BYTES_MAX = 128 * 1_048_576;
+
 /** A body without a length that doesn't end by itself; `sent` counts. */
 export function endless(sent: { bytes: number }): Reply {
-  const part = Buffer.alloc(65_536, 0x20);
+  const part = Buffer.alloc(ENDLESS_PART_BYTES, 0x20);
   return (_request, response) => {
     response.writeHead(200, { "Content-Type": "application/json" });
-    let open = true;
-    response.on("close", () => {
-      open = false;
-    });
     const push = (): void => {
-      if (!open) return;
+      if (response.destroyed || response.socket === null || sent.bytes >= ENDLESS_BYTES_MAX) return;
       sent.bytes += part.byteLength;
-      response.write(part, push);
+      // By way of the event loop: the client under test lives in the same one.
+      if (response.write(part)) setImmediate(push);
+      else response.once("drain", push);
     };
     push();
   };
@@ -176,9 +178,9 @@ export async function startMuteServer(): Promise<MuteServer> {
 
 /** A port that nobody listens on. */
 export async function closedPort(): Promise<number> {
-  const { port, close } = await startMuteServer();
-  await close();
-  return port;
+  const server = await startMuteServer();
+  await server.close();
+  return server.port;
 }
 
 /** Real time, but for the sleeps: they are noted down and over at once. */

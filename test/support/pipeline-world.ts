@@ -1,5 +1,8 @@
 import { blake3 } from "../../src/core/digest.ts";
 import { singleKeyRing } from "../../src/core/encrypt/kek.ts";
+import { makeSessionSecret, wrapSecret } from "../../src/core/encrypt/session-secret.ts";
+import type { SessionId } from "../../src/core/ids.ts";
+import type { WrappedSecret } from "../../src/schema/record.ts";
 import { type ErrorCode, LucidError } from "../../src/core/errors.ts";
 import { type KernelScratch, kernelScratch, openChunk, sealChunk } from "../../src/core/kernel.ts";
 import { createPipeline, type Pipeline, type PipelineOptions } from "../../src/pipeline/pipeline.ts";
@@ -133,11 +136,12 @@ export class SimulatedWorker {
             resolve();
             return;
           }
-          const callOff = world.time.after(ms, () => world.whenAwake(this, resolve));
           const wake = (): void => {
             callOff();
+            signal.removeEventListener("abort", wake);
             resolve();
           };
+          const callOff = world.time.after(ms, () => world.whenAwake(this, wake));
           signal.addEventListener("abort", wake, { once: true });
         }),
     };
@@ -167,7 +171,12 @@ export class PipelineWorld {
   readonly #scratch: KernelScratch = kernelScratch();
   #named = 0;
 
-  constructor(seed: number, workers: number, hooks: WorldHooks, options: PipelineOptions = SIMULATED_OPTIONS) {
+  constructor(
+    seed: number,
+    workers: number,
+    hooks: WorldHooks,
+    options: PipelineOptions = SIMULATED_OPTIONS,
+  ) {
     this.random = seededRandom(seed);
     this.hooks = hooks;
     this.options = options;
@@ -204,6 +213,15 @@ export class PipelineWorld {
     this.time.after(this.random.between(0, RESTART_MS_MAX), () => void this.startWorker());
   }
 
+  /** The wrapped secret of a session that a scenario plants. */
+  wrappedKey(id: SessionId): WrappedSecret {
+    const { keyRing } = this.options;
+    const kekVersion = keyRing.activeVersion;
+    const place = { kek: keyRing.kek(kekVersion), sessionId: id, keyVersion: 1 };
+    const random = (length: number): Uint8Array => this.random.bytes(length);
+    return { keyVersion: 1, kekVersion, wrapped: wrapSecret(makeSessionSecret(random), place, random) };
+  }
+
   stepWallClock(worker: SimulatedWorker): void {
     worker.wallSkewMs += this.random.pick([-WALL_CLOCK_STEP_MS, WALL_CLOCK_STEP_MS]);
   }
@@ -214,12 +232,9 @@ export class PipelineWorld {
     return new Proxy(real, {
       get: (target, method) => {
         if (!methods.has(method)) {
-          methods.set(method, (...args: readonly unknown[]) =>
+          methods.set(method, (...args: unknown[]) =>
             this.#call({ worker, port, method: String(method), args }, () =>
-              (target[method as keyof Port] as (...args: readonly unknown[]) => Promise<unknown>).apply(
-                target,
-                args,
-              ),
+              (target[method as keyof Port] as (...args: unknown[]) => Promise<unknown>).apply(target, args),
             ),
           );
         }

@@ -52,7 +52,8 @@ export class VirtualTime {
     for (;;) {
       let child = at * 2 + 1;
       if (child >= heap.length) break;
-      if (child + 1 < heap.length && isEarlier(heap[child + 1] as Planned, heap[child] as Planned)) child += 1;
+      if (child + 1 < heap.length && isEarlier(heap[child + 1] as Planned, heap[child] as Planned))
+        child += 1;
       if (!isEarlier(heap[child] as Planned, last)) break;
       heap[at] = heap[child] as Planned;
       at = child;

@@ -4,7 +4,7 @@ import { repeatableJobId } from "../../pipeline/event-ids.ts";
 import { type FailureIdentity, failureIdentity } from "../../pipeline/parse-job.ts";
 import type { Clock } from "../../pipeline/ports.ts";
 import { closeClient, type OwnedRedis, type RedisTarget, waitingClient } from "../redis/client.ts";
-import { redisErrorCode } from "../redis/errors.ts";
+import { redisErrorCode, throwRedisError } from "../redis/errors.ts";
 import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
 import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
 
@@ -219,6 +219,8 @@ class JobConsumer implements Consumer {
   }
 
   async #attempt(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown> {
+    // As a dead letter it would keep everybody, such as a dashboard, from listing the dead letters.
+    if (this.#worker.isUnreadable(job)) await job.updateData(null).catch(throwRedisError);
     if (this.#worker.hasStalledTooOften(job)) {
       throw new LucidError(
         "JOB_STALLED_TOO_OFTEN",

@@ -35,6 +35,7 @@ export class RetryingWorker extends Worker<unknown, unknown, string> {
   readonly #closed = new AbortController();
   /** Jobs that lost their worker too often; the processor gives the verdict, so that its event comes first. */
   readonly #stalledTooOften = new WeakSet<Job>();
+  readonly #unreadable = new WeakSet<Job>();
 
   constructor(
     queue: string,
@@ -54,6 +55,11 @@ export class RetryingWorker extends Worker<unknown, unknown, string> {
 
   hasStalledTooOften(job: Job): boolean {
     return this.#stalledTooOften.has(job);
+  }
+
+  /** True when the job's data in Redis isn't JSON; here it is null. */
+  isUnreadable(job: Job): boolean {
+    return this.#unreadable.has(job);
   }
 
   /** Ends lock renewal and its timer when `close` can't get that far, because Redis is away. */
@@ -86,7 +92,9 @@ export class RetryingWorker extends Worker<unknown, unknown, string> {
     } catch {
       // Data that isn't JSON, which only a hand can have written: BullMQ would stumble over it again and again. Null
       // has no job's form and is refused like any other.
-      return super.createJob({ ...raw, data: "null" }, jobId);
+      const job = super.createJob({ ...raw, data: "null" }, jobId);
+      this.#unreadable.add(job);
+      return job;
     }
   }
 

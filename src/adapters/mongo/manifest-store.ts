@@ -72,13 +72,18 @@ export class MongoManifestStore implements ManifestStore {
     return stored.text;
   }
 
-  /** Where the filter fails on a document that is there, the insert is a duplicate: it stays as it is. */
+  /**
+   * Where the filter fails on a document that is there, the insert is a duplicate: it stays as it is. A first duplicate may
+   * also be another worker's insert in the same moment, which the filter would take: so it is asked once more.
+   */
   async #upsert(manifest: ManifestKey, filter: object, update: object): Promise<void> {
-    await this.#connection.write({
+    const command = {
       update: COLLECTIONS.manifests,
       updates: [
         { q: { _id: manifest.id, session_id: manifest.sessionId, ...filter }, u: update, upsert: true },
       ],
-    });
+    };
+    const { duplicates } = await this.#connection.write(command);
+    if (duplicates.length > 0) await this.#connection.write(command);
   }
 }

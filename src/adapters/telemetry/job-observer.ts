@@ -8,6 +8,12 @@ import type { Metrics } from "../../telemetry/metrics.ts";
 export function createJobObserver(log: Log, metrics: Metrics): JobObserver {
   return {
     onError(where, code) {
+      // Every connection says so when Redis is away: the same line as the pipeline's, so that all share its rate.
+      if (code === "QUEUE_UNAVAILABLE") {
+        const err = new LucidError(code, "the server does not answer; waiting for it");
+        log.event("store_unavailable", { what: "redis", stage: where, err });
+        return;
+      }
       log.event("queue_error", { queue: where, err: new LucidError(code, "redis or its connection failed") });
     },
     onStalled(queue, jobId) {

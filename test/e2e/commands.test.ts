@@ -1,0 +1,138 @@
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { Deployment, payloadOf, untilSealed } from "../support/deployment.ts";
+import { testServers } from "../support/servers.ts";
+import { type ProgramResult, runProgram } from "../support/worker-process.ts";
+
+const servers = testServers();
+
+const EXIT_FAILURE = 1;
+const EXIT_USAGE = 2;
+
+/** The one JSON object that a command with --json prints. */
+function resultOf({ code, stdout, stderr }: ProgramResult): unknown {
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  return JSON.parse(stdout);
+}
+
+function failureOf({ code, stdout, stderr }: ProgramResult): unknown {
+  expect({ code, stdout }).toEqual({ code: EXIT_FAILURE, stdout: "" });
+  return (JSON.parse(stderr) as { error: unknown }).error;
+}
+
+describe("the commands", () => {
+  test("take a file through the worker and back, bit for bit", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], stdin: string | Uint8Array = "") =>
+      runProgram(args, { env: deployment.env, cwd: deployment.folder, stdin });
+    const id = servers.sessionId("commands");
+    const content = payloadOf(id, 0, 250_001);
+    const input = join(deployment.folder, "input");
+    writeFileSync(input, content);
+
+    const enqueued = resultOf(await run(["enqueue", id, input, "--chunk-size", "100000", "--json"]));
+    expect(enqueued).toEqual({
+      session_id: id,
+      chunks: 3,
+      bytes: content.byteLength,
+      chunk_count: 3,
+      finalized: false,
+    });
+    const more = ["enqueue", id, "-", "--first-index", "3", "--store", "inline", "--algorithm", "brotli"];
+    expect(resultOf(await run([...more, "--json"], "from standard input"))).toMatchObject({
+      chunks: 1,
+      chunk_count: 4,
+    });
+    const waiting = resultOf(await run(["status", "--json"])) as { queues: { queue: string }[] };
+    expect(waiting.queues).toContainEqual(
+      expect.objectContaining({ queue: "session-chunks", waiting: 4, failed: 0 }),
+    );
+    expect(resultOf(await run(["finalize", id, "--chunks", "4", "--json"]))).toEqual({
+      session_id: id,
+      chunk_count: 4,
+    });
+
+    await deployment.readyWorker();
+    await untilSealed(deployment, [{ id, sizes: [] }], 20_000);
+    const status = resultOf(await run(["status", id, "--json"])) as { root_hash: string };
+    expect(status).toMatchObject({ session_id: id, state: "sealed", tree_size: 4, missing: [] });
+    expect(status.root_hash).toMatch(/^[0-9a-f]{64}$/);
+
+    const output = join(deployment.folder, "output");
+    expect(resultOf(await run(["restore", id, "-o", output, "--json"]))).toMatchObject({
+      chunks: 4,
+      bytes: content.byteLength + 19,
+    });
+    const expected = Buffer.concat([content, Buffer.from("from standard input")]);
+    expect(Buffer.compare(readFileSync(output), expected)).toBe(0);
+    const last = await run(["restore", id, "--from", "3"]);
+    expect(last).toMatchObject({ code: 0, stdout: "from standard input" });
+  });
+
+  test("fail with 1 and a code on stderr, as an object with --json, and print no result", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], env: NodeJS.ProcessEnv = {}) =>
+      runProgram(args, { env: { ...deployment.env, ...env }, cwd: deployment.folder });
+    const empty = join(deployment.folder, "empty");
+    writeFileSync(empty, "");
+    const cases: readonly (readonly [string, readonly string[], NodeJS.ProcessEnv?])[] = [
+      ["SESSION_UNKNOWN", ["status", "sess-nobody"]],
+      ["SESSION_UNKNOWN", ["restore", "sess-nobody", "-o", "out"]],
+      ["JOB_INVALID", ["status", "../etc"]],
+      ["JOB_INVALID", ["finalize", "sess-1", "--chunks", "0"]],
+      ["CONFIG_INVALID", ["enqueue", "sess-1", "no-such-file"]],
+      ["PAYLOAD_EMPTY", ["enqueue", "sess-1", empty]],
+      ["CONFIG_INVALID", ["enqueue", "sess-1", empty, "--chunk-size", "0"]],
+      ["CONFIG_INVALID", ["restore", "sess-1"]],
+      ["CONFIG_INVALID", ["demo", "no-such-file"]],
+      ["CONFIG_INVALID", ["status"], { REDIS_URL: "nonsense" }],
+      ["QUEUE_UNAVAILABLE", ["status"], { REDIS_URL: "redis://127.0.0.1:1" }],
+      ["STORE_UNAVAILABLE", ["status", "sess-1"], { MONGODB_URL: "mongodb://127.0.0.1:1/x" }],
+    ];
+    const failing = cases.map(async ([code, args, env]) => {
+      const result = await run([...args, "--json"], env);
+      expect(failureOf(result), args.join(" ")).toMatchObject({ code, message: expect.any(String) });
+      expect(result.stderr).not.toContain("    at ");
+    });
+    await Promise.all(failing);
+    const plain = await run(["status", "sess-nobody"]);
+    expect(plain).toMatchObject({ code: EXIT_FAILURE, stdout: "" });
+    expect(plain.stderr).toMatch(/^error: .+ \[SESSION_UNKNOWN\]\n$/);
+  });
+
+  test("answer wrong usage with 2 and a pointer to --help, and --help with 0", async () => {
+    const run = (args: readonly string[]) => runProgram(args, { env: { PATH: process.env["PATH"] } });
+    const wrong = [
+      [],
+      ["no-such-command"],
+      ["enqueue"],
+      ["enqueue", "s", "f", "--no-such-option"],
+      ["enqueue", "s", "f", "--first-index", "minus"],
+      ["finalize", "s", "--type", "no-such-type"],
+    ];
+    const refusing = wrong.map(async (args) => {
+      const { code, stdout, stderr } = await run(args);
+      expect({ code, stdout }, args.join(" ")).toEqual({ code: EXIT_USAGE, stdout: "" });
+      expect(stderr, args.join(" ")).toContain("--help");
+    });
+    await Promise.all(refusing);
+    const help = await run(["--help"]);
+    expect(help.code).toBe(0);
+    for (const name of ["run", "demo", "enqueue", "finalize", "status", "restore", "config"])
+      expect(help.stdout).toMatch(new RegExp(`^ +${name}\\b`, "m"));
+  });
+
+  test("config prints every setting and its source, and no secret", async () => {
+    const deployment = new Deployment({ ...servers, env: { JWT_SECRET_KEY: "token0marker" } });
+    const result = await runProgram(["config", "--json"], { env: deployment.env, cwd: deployment.folder });
+    const { settings } = resultOf(result) as { settings: Record<string, unknown> };
+    expect(settings).toMatchObject({
+      MAX_WORKERS: { value: "10", source: "default", secret: false },
+      CPU_THREADS: { value: "1", source: "environment" },
+      ENCRYPTION_KEY: { secret: true },
+    });
+    expect(result.stdout).not.toContain(deployment.encryptionKey);
+    expect(result.stdout).not.toContain("token0marker");
+  });
+});

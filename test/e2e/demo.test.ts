@@ -1,0 +1,79 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, expect, onTestFinished, test } from "vitest";
+import { ownFolder } from "../support/own-servers.ts";
+import { bareEnvironment, runProgram, until } from "../support/worker-process.ts";
+
+const PROGRAM = fileURLToPath(new URL("../../src/cli/session-processor.ts", import.meta.url));
+const GONE_MS = 20_000;
+const EXIT_INTERRUPTED = 130;
+const IS_LINUX = process.platform === "linux";
+
+/** Processes that work in this folder or have it on their command line. */
+function processesIn(folder: string): readonly string[] {
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
+    .filter((pid) => {
+      try {
+        const command = readFileSync(`/proc/${pid}/cmdline`, "utf8");
+        return command.includes(folder) || readlinkSync(`/proc/${pid}/cwd`).startsWith(folder);
+      } catch {
+        // Gone in the meantime, or somebody else's.
+        return false;
+      }
+    });
+}
+
+function signalGroup(demo: ChildProcess, signal: NodeJS.Signals): void {
+  if (demo.pid !== undefined) process.kill(-demo.pid, signal);
+}
+
+describe("demo", () => {
+  test("--json proves a small file and prints one object with the agreed keys", async () => {
+    const folder = ownFolder();
+    const file = join(folder, "small");
+    writeFileSync(file, "a small file\n".repeat(200_000));
+    const env = { ...bareEnvironment(), TMPDIR: folder };
+    const { code, stdout, stderr } = await runProgram(["demo", file, "--json"], { env });
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    const report = JSON.parse(stdout) as Record<string, unknown>;
+    expect(report).toMatchObject({ chunks: 3, bytes: 2_600_000, events: 4, restored_identical: true });
+    expect(report["root_hash"]).toMatch(/^[0-9a-f]{64}$/);
+    for (const key of ["stored_bytes", "seconds", "mb_per_s"]) expect(report[key]).toBeGreaterThan(0);
+    for (const key of ["redis", "mongodb"]) expect(report[key]).toMatch(/\d+\.\d+/);
+    expect(readdirSync(folder).filter((name) => name.startsWith("session-processor"))).toEqual([]);
+    if (IS_LINUX) expect(processesIn(folder)).toEqual([]);
+  });
+
+  // What a terminal sends for Ctrl-C, to the whole foreground group.
+  test.each([
+    ["while its servers start", /Redis: /],
+    ["in the middle of the work", /worker: process \d+/],
+  ])("interrupted %s ends with 130 and leaves no process and no folder", async (_, moment) => {
+    const folder = ownFolder();
+    const demo = spawn(process.execPath, [PROGRAM, "demo"], {
+      env: { ...bareEnvironment(), TMPDIR: folder },
+      detached: true,
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+    onTestFinished(() => {
+      if (demo.exitCode === null && demo.signalCode === null) signalGroup(demo, "SIGKILL");
+    });
+    const closed = once(demo, "close");
+    let said = "";
+    demo.stderr.setEncoding("utf8").on("data", (text: string) => {
+      said += text;
+    });
+    await until(`the demo says ${moment}`, () => moment.test(said), 60_000);
+    signalGroup(demo, "SIGINT");
+    const [code] = (await closed) as [number | null];
+    expect(code).toBe(EXIT_INTERRUPTED);
+    expect(said).toContain("interrupted");
+    expect(said).not.toContain("    at ");
+    expect(readdirSync(folder).filter((name) => name.startsWith("session-processor"))).toEqual([]);
+    if (IS_LINUX) await until("its processes are gone", () => processesIn(folder).length === 0, GONE_MS);
+  });
+});

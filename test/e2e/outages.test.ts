@@ -1,0 +1,150 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, test } from "vitest";
+import type { SessionGapEvent } from "../../src/schema/event.ts";
+import {
+  chunksOf,
+  Deployment,
+  expectEveryEffectOnce,
+  expectNoAttemptUsedUp,
+  finalizeAll,
+  inTurn,
+  type TestSession,
+  untilSealed,
+} from "../support/deployment.ts";
+import { OwnServer } from "../support/own-servers.ts";
+import { requireRealMongod, testServers } from "../support/servers.ts";
+import { until, type WorkerProcess } from "../support/worker-process.ts";
+
+const servers = testServers();
+
+const SLOW = { LUCID_DEFAULT_COMPRESSION_LEVEL: "17", LOG_LEVEL: "debug", MAX_WORKERS: "4" } as const;
+/** The bar: how long after the server is back. */
+const REDIS_RESUME_MS_MAX = 10_000;
+const MONGODB_RESUME_MS_MAX = 15_000;
+const SEAL_MS_MAX = 30_000;
+const REDIS_SYNC_MS = 1_200;
+
+function loadOf(name: string, chunks = 100): TestSession {
+  return { id: name, sizes: Array.from({ length: chunks }, (_, index) => 150_000 + index) };
+}
+
+async function underLoad(deployment: Deployment, session: TestSession): Promise<WorkerProcess> {
+  const producer = deployment.producer();
+  await producer.enqueueAll(inTurn([session]));
+  await finalizeAll(producer, [session]);
+  const worker = await deployment.readyWorker();
+  await worker.untilLine("chunk_committed", 20_000, 3);
+  return worker;
+}
+
+/** Milliseconds until the worker commits again. */
+async function resumedAfter(worker: WorkerProcess, timeoutMs: number): Promise<number> {
+  const startMs = performance.now();
+  await worker.untilLine("chunk_committed", timeoutMs, worker.linesOf("chunk_committed").length + 1);
+  return performance.now() - startMs;
+}
+
+/** What an operator sees at LOG_LEVEL=info. */
+function operatorLines(worker: WorkerProcess): number {
+  return worker.lines.filter(({ level }) => level !== "debug" && level !== "trace").length;
+}
+
+describe("Redis", () => {
+  test("killed and started again under load: work goes on, no job failed, no attempt used", async () => {
+    const DOWN_MS = 5_000;
+    const redis = await OwnServer.redis();
+    const deployment = new Deployment({ ...servers, redisUrl: redis.url, env: SLOW });
+    const session = loadOf(servers.sessionId("redis-restart"));
+    const worker = await underLoad(deployment, session);
+    await sleep(REDIS_SYNC_MS);
+
+    redis.kill();
+    const before = operatorLines(worker);
+    await sleep(DOWN_MS);
+    expect(operatorLines(worker) - before).toBeLessThanOrEqual(DOWN_MS / 1000 + 1);
+    expect(await worker.get("/health")).toMatchObject({ status: 200 });
+    expect(await worker.get("/ready")).toMatchObject({ status: 503 });
+    await redis.restart();
+    expect(await resumedAfter(worker, REDIS_RESUME_MS_MAX)).toBeLessThan(REDIS_RESUME_MS_MAX);
+
+    const heard = deployment.listen();
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+    await expectEveryEffectOnce(deployment, heard, [session]);
+    await expectNoAttemptUsedUp(deployment, session.sizes.length);
+    expect(worker.hasExited).toBe(false);
+  });
+
+  test("emptied under load: what is committed keeps its effects and events, the rest is a gap", async () => {
+    const redis = await OwnServer.redis();
+    const env = { ...SLOW, GAP_ALERT_SECONDS: "1" };
+    const deployment = new Deployment({ ...servers, redisUrl: redis.url, env });
+    const session = loadOf(servers.sessionId("emptied"), 60);
+    const heard = deployment.listen();
+    const worker = await underLoad(deployment, session);
+    await worker.untilLine("chunk_committed", 20_000, 15);
+
+    await deployment.redis().flushall();
+    const gap = await until(
+      "the gap is told",
+      () => heard.all.find((event): event is SessionGapEvent => event.type === "session.gap"),
+      20_000,
+    );
+    const missing = gap.missing.flatMap(([first, last]) =>
+      Array.from({ length: last - first + 1 }, (_, offset) => first + offset),
+    );
+    expect(missing.length).toBeGreaterThan(10);
+    expect(missing.at(-1)).toBe(session.sizes.length - 1);
+    const committed = session.sizes.map((_, index) => index).filter((index) => !missing.includes(index));
+    expect(committed.length).toBeGreaterThan(10);
+    await until(
+      "every committed chunk is announced",
+      () => committed.every((index) => heard.has(`chunk.completed.${session.id}.${index}`)),
+      10_000,
+    );
+
+    // All of them: those that are there are adopted, without a second effect.
+    await deployment.producer().enqueueAll(chunksOf(session));
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+    await expectEveryEffectOnce(deployment, heard, [session]);
+  });
+});
+
+describe("MongoDB", () => {
+  test("frozen for 8 s under load: no job failed, no attempt used, work goes on", async () => {
+    const DOWN_MS = 8_000;
+    const mongodb = await OwnServer.mongodb();
+    const deployment = new Deployment({ ...servers, mongodbUrl: mongodb.url, env: SLOW });
+    const session = loadOf(servers.sessionId("mongodb-frozen"));
+    const worker = await underLoad(deployment, session);
+
+    mongodb.freeze();
+    const before = operatorLines(worker);
+    await sleep(DOWN_MS);
+    expect(operatorLines(worker) - before).toBeLessThanOrEqual(DOWN_MS / 1000 + 1);
+    expect(await worker.get("/health")).toMatchObject({ status: 200 });
+    expect(await worker.get("/ready")).toMatchObject({ status: 503 });
+    mongodb.thaw();
+    expect(await resumedAfter(worker, MONGODB_RESUME_MS_MAX)).toBeLessThan(MONGODB_RESUME_MS_MAX);
+
+    const heard = deployment.listen();
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+    await expectEveryEffectOnce(deployment, heard, [session]);
+    await expectNoAttemptUsedUp(deployment, session.sizes.length);
+  });
+
+  test("killed and started again under load: work goes on, nothing acknowledged is lost", async (ctx) => {
+    requireRealMongod(ctx);
+    const mongodb = await OwnServer.mongodb();
+    const deployment = new Deployment({ ...servers, mongodbUrl: mongodb.url, env: SLOW });
+    const session = loadOf(servers.sessionId("mongodb-killed"));
+    const worker = await underLoad(deployment, session);
+    mongodb.kill();
+    await sleep(2_000);
+    await mongodb.restart();
+    expect(await resumedAfter(worker, MONGODB_RESUME_MS_MAX)).toBeLessThan(MONGODB_RESUME_MS_MAX);
+    const heard = deployment.listen();
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+    await expectEveryEffectOnce(deployment, heard, [session]);
+    await expectNoAttemptUsedUp(deployment, session.sizes.length);
+  });
+});

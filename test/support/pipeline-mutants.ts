@@ -1,0 +1,307 @@
+/*
+ * Bugs that someone could write, each as a change of the source text. The simulation must find every one of them; one
+ * that it doesn't find is a promise of the pipeline that nothing holds it to.
+ */
+
+export interface Edit {
+  /** From the root of the repository. */
+  readonly file: string;
+  /** Stands there exactly once. */
+  readonly from: string;
+  readonly to: string;
+}
+
+export interface Mutant {
+  readonly name: string;
+  readonly edits: readonly Edit[];
+}
+
+const PROCESS = "src/pipeline/process-chunk.ts";
+const SEAL = "src/pipeline/seal-session.ts";
+const INTEGRATE = "src/pipeline/integrate.ts";
+const SWEEP = "src/pipeline/sweep.ts";
+const RELAY = "src/pipeline/relay-events.ts";
+const FINALIZE = "src/pipeline/finalize-session.ts";
+
+const COMMIT = "  const outcome = await commit(pipeline, chunk, blobAtMs, signal);\n";
+const REFUSE =
+  '  if (outcome !== "inserted") return finishLostRace(pipeline, job, chunk, outcome, signal);\n';
+const REMOVE_PAYLOAD =
+  '    await pipeline.patience("payloads.remove", signal, () => pipeline.payloads.remove(job.sessionId, ref));\n';
+
+export const PIPELINE_MUTANTS: readonly Mutant[] = [
+  {
+    name: "the tree head is replaced without compare-and-swap",
+    edits: [
+      {
+        file: "test/support/memory/session-store.ts",
+        from: " || stored.version !== version",
+        to: "",
+      },
+      {
+        file: "test/support/memory/session-store.ts",
+        from: "version: version + 1 }",
+        to: "version: stored.version + 1 }",
+      },
+    ],
+  },
+  {
+    name: "the chunk document is upserted instead of inserted",
+    edits: [
+      {
+        file: "test/support/memory/chunk-store.ts",
+        from: '    if (this.#chunks.has(indexKey(chunk))) return "index-taken";\n',
+        to: "",
+      },
+    ],
+  },
+  {
+    name: "tiles are written without a width guard",
+    edits: [
+      { file: "test/support/memory/tile-store.ts", from: "if (tile.width > storedWidth)", to: "if (true)" },
+    ],
+  },
+  {
+    name: "the document is written before the blob",
+    edits: [
+      { file: PROCESS, from: COMMIT, to: "" },
+      {
+        file: PROCESS,
+        from: "  const blobAtMs = pipeline.clock.monotonicMs();\n",
+        to: `  const blobAtMs = pipeline.clock.monotonicMs();\n${COMMIT}`,
+      },
+    ],
+  },
+  {
+    name: "the blob is named by its index only",
+    edits: [{ file: PROCESS, from: "${job.index}:${attempt}`", to: "${job.index}:only`" }],
+  },
+  {
+    name: "integrate gives up after a lost compare-and-swap",
+    edits: [
+      {
+        file: INTEGRATE,
+        from: "      record = await readSession(stores, session, signal);\n      continue;\n",
+        to: "      return readSession(stores, session, signal);\n",
+      },
+    ],
+  },
+  {
+    name: "integrate goes beyond the proposed count",
+    edits: [
+      {
+        file: INTEGRATE,
+        from: "record.expectedCount ?? Number.MAX_SAFE_INTEGER",
+        to: "Number.MAX_SAFE_INTEGER",
+      },
+    ],
+  },
+  {
+    name: "a request during a run is content with that run",
+    edits: [
+      {
+        file: INTEGRATE,
+        from: "    slot.next ??= slot.current.then(",
+        to: "    if (slot.next === undefined) return slot.current;\n    slot.next ??= slot.current.then(",
+      },
+    ],
+  },
+  {
+    name: "the event is published before the commit",
+    edits: [
+      { file: PROCESS, from: COMMIT, to: `  await relayChunkCompleted(pipeline, chunk, signal);\n${COMMIT}` },
+    ],
+  },
+  {
+    name: "the event is published before the session's end is looked at",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  // 5. Integrate, and seal if that was the last leaf.\n",
+        to: "  await relayChunkCompleted(pipeline, chunk, signal);\n",
+      },
+    ],
+  },
+  {
+    name: "the sweeper publishes before it looks at the session's end",
+    edits: [
+      {
+        file: SWEEP,
+        from: "    if (isBeyondEnd(session, chunk.index)) {\n",
+        to: '    await patience("events.republish", signal, () => events.republish(chunkCompletedEvent(chunk)));\n    if (isBeyondEnd(session, chunk.index)) {\n',
+      },
+    ],
+  },
+  {
+    name: "a chunk beyond the end is kept",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  if (isBeyondEnd(session, chunk.index)) return withdraw(pipeline, chunk, session, signal);\n",
+        to: "",
+      },
+    ],
+  },
+  {
+    name: "an unconfirmed count already shuts chunks out",
+    edits: [{ file: SEAL, from: "return session.countConfirmed && session", to: "return session" }],
+  },
+  {
+    name: "a chunk is withdrawn under an unconfirmed count",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  // 5. Integrate, and seal if that was the last leaf.\n",
+        to: [
+          "  const early = await pipeline.sessions.find(chunk.sessionId);",
+          "  if (chunk.index >= (early?.expectedCount ?? Number.MAX_SAFE_INTEGER)) {",
+          "    await withdrawChunk(pipeline, chunk, signal);",
+          "    throw beyondEnd();",
+          "  }",
+          "",
+        ].join("\n"),
+      },
+    ],
+  },
+  {
+    name: "a count is confirmed without a look at what lies beyond it",
+    edits: [{ file: SEAL, from: "return beyond.length === 0 ?", to: "return beyond.length >= 0 ?" }],
+  },
+  {
+    name: "a session is sealed under a count that nobody confirmed",
+    edits: [
+      {
+        file: SEAL,
+        from: "  if (!record.countConfirmed) return settleCount(ports, record, record.expectedCount, signal);\n",
+        to: "  void settleCount;\n",
+      },
+    ],
+  },
+  {
+    name: "a rival proposal counts as final before it is settled",
+    edits: [
+      {
+        file: FINALIZE,
+        from: "    if (record.countConfirmed) throw",
+        to: "    if (record.expectedCount !== undefined) throw",
+      },
+    ],
+  },
+  {
+    name: "blobs without a document are swept at once",
+    edits: [{ file: SWEEP, from: ">= limits.orphanBlobMs", to: ">= 0" }],
+  },
+  {
+    name: "blobs without a document are never swept",
+    edits: [{ file: SWEEP, from: ">= limits.orphanBlobMs", to: "< 0" }],
+  },
+  {
+    name: "an attempt commits however old it is",
+    edits: [{ file: PROCESS, from: "> limits.attemptAgeMaxMs", to: "> limits.attemptAgeMaxMs * 1e9" }],
+  },
+  {
+    name: "the event is marked sent before it is published",
+    edits: [
+      {
+        file: RELAY,
+        from: '  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
+        to: '  await chunks.markSent([chunk]);\n  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
+      },
+    ],
+  },
+  {
+    name: "pending events are never swept",
+    edits: [
+      { file: SWEEP, from: "if (ageMs < limits.eventPendingMs) continue;", to: "if (ageMs >= 0) continue;" },
+    ],
+  },
+  {
+    name: "sessions are never swept",
+    edits: [
+      {
+        file: SWEEP,
+        from: "await this.#unlessStuck(session.id, signal, () => this.#advance(session, signal));",
+        to: "void this.#advance;",
+      },
+    ],
+  },
+  {
+    name: "gaps are never reported",
+    edits: [{ file: SWEEP, from: "< limits.gapAlertMs) return;", to: ">= 0) return;" }],
+  },
+  {
+    name: "a lost reply to the own insert is taken for a rival's chunk",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  if (winner?.blobId === own.blobId) return finishCommitted(pipeline, job, winner, signal);\n",
+        to: "",
+      },
+    ],
+  },
+  {
+    name: "a refused attempt removes its blob although the index is free",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  if (winner !== undefined) {\n    await pipeline.patience",
+        to: "  {\n    await pipeline.patience",
+      },
+      {
+        file: PROCESS,
+        from: "    return finishRepeat(pipeline, job, winner, signal);\n  }\n",
+        to: "    if (winner !== undefined) return finishRepeat(pipeline, job, winner, signal);\n  }\n",
+      },
+    ],
+  },
+  {
+    name: "withdrawing removes the blob first",
+    edits: [
+      {
+        file: PROCESS,
+        from: '  await patience("chunks.withdraw"',
+        to: '  await patience("blobs.remove", signal, () => blobs.remove([chunk.blobId]));\n  await patience("chunks.withdraw"',
+      },
+    ],
+  },
+  {
+    name: "any chunk at the index counts as the same input",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  return bytesEqual(plainMac(key, digest), committed.plainMac);",
+        to: "  return plainMac(key, digest).byteLength > 0;",
+      },
+    ],
+  },
+  {
+    name: "the payload is removed before the commit",
+    edits: [
+      {
+        file: PROCESS,
+        from: COMMIT + REFUSE,
+        to: `  if (job.source.kind === "reference") {\n    const { ref } = job.source;\n${REMOVE_PAYLOAD}  }\n${COMMIT}${REFUSE}`,
+      },
+    ],
+  },
+  {
+    name: "the payload of a repeat is not looked for among the committed",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  if (payload === undefined) return finishAfterLostPayload(pipeline, job, signal);",
+        to: '  if (payload === undefined) throw new LucidError("JOB_INVALID", "no payload") ?? finishAfterLostPayload;',
+      },
+    ],
+  },
+  {
+    name: "a session that is sealed meanwhile refuses a chunk that it holds",
+    edits: [
+      {
+        file: PROCESS,
+        from: "  if (committed === undefined) throw error;\n",
+        to: "  throw error;\n",
+      },
+    ],
+  },
+];
