@@ -13,8 +13,9 @@ const PICKUP_STALL_MS = 30_000;
 
 export interface HealthParts {
   readonly config: Config;
-  readonly mongo: Pick<MongoConnection, "ping">;
-  readonly redis: { readonly connected: boolean };
+  readonly mongo: Pick<MongoConnection, "ping" | "commands">;
+  readonly redis: { readonly connected: boolean; readonly commands: number };
+  readonly events: { readonly commands: number };
   readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy">;
   readonly stats: QueueStatsReader;
   readonly consumers: { readonly chunks: Consumer; readonly control: Consumer };
@@ -54,7 +55,7 @@ export function startProbes(metrics: Metrics): Probes {
 
 /** What /health, /ready and /metrics look at (contract §12). */
 export function createHealth(parts: HealthParts): Health {
-  const { config, mongo, redis, threads, stats, consumers, metrics } = parts;
+  const { config, mongo, redis, events, threads, stats, consumers, metrics } = parts;
   const pickup = new PickupWatch(consumers.chunks, () => performance.now());
   let ready = false;
   metrics.set("ready", {}, 0);
@@ -66,6 +67,14 @@ export function createHealth(parts: HealthParts): Health {
     metrics.set("cpu_threads", { state: "busy" }, threads.busy);
     metrics.set("cpu_threads", { state: "idle" }, config.kernel.threads - threads.busy);
     metrics.set("cpu_queue_jobs", {}, threads.queued);
+  });
+  const mongoCommands = new CommandCount(() => mongo.commands);
+  const redisCommands = new CommandCount(
+    () => consumers.chunks.commands + consumers.control.commands + events.commands + redis.commands,
+  );
+  metrics.beforeScrape([], () => {
+    metrics.count("mongodb_commands_total", {}, mongoCommands.added());
+    metrics.count("redis_commands_total", {}, redisCommands.added());
   });
   metrics.beforeScrape(["dependency_up"], async () => {
     metrics.set("dependency_up", { dependency: "redis" }, redis.connected ? 1 : 0);
@@ -155,6 +164,23 @@ async function pickupCheck(pickup: PickupWatch, stats: QueueStatsReader): Promis
   const stalledMs = pickup.observe(waiting);
   const ok = stalledMs < PICKUP_STALL_MS;
   return { name, ok, required: true, detail: ok ? "picked up" : "jobs wait and none is picked up" };
+}
+
+/** What has been added to a running total since the last look. */
+class CommandCount {
+  readonly #total: () => number;
+  #told = 0;
+
+  constructor(total: () => number) {
+    this.#total = total;
+  }
+
+  added(): number {
+    const total = this.#total();
+    const added = total - this.#told;
+    this.#told = total;
+    return added;
+  }
 }
 
 /** For how long jobs have been waiting while no delivery was taken and none was running. */

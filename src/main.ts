@@ -162,6 +162,7 @@ function startService(parts: Parts): Service {
     stats,
     consumers,
     redis: redisPayloads,
+    events,
     metrics,
     manifestDirectory,
     neighbours,

@@ -32,8 +32,9 @@ export async function trialOn(servers: LocalServers, name: string): Promise<Tria
   const encryptionKey = randomBytes(32).toString("base64");
   const mongodbUrl = withDatabase(servers.mongodb.url, own);
   const queuePrefix = `{${own}}`;
-  const manifestDirectory = join(servers.folder, "manifests");
-  const signingKeyFile = join(servers.folder, "signing-key.pem");
+  const folder = join(servers.folder, `${name}-${randomBytes(4).toString("hex")}`);
+  const manifestDirectory = join(folder, "manifests");
+  const signingKeyFile = join(folder, "signing-key.pem");
   const signingKey = generateSigningKey();
   await mkdir(manifestDirectory, { recursive: true });
   await writeFile(signingKeyFile, signingKey.privatePem, { mode: 0o600, flag: "wx" });
@@ -56,8 +57,8 @@ export async function trialOn(servers: LocalServers, name: string): Promise<Tria
       MONGODB_URL: mongodbUrl,
       QUEUE_PREFIX: queuePrefix,
       ENCRYPTION_KEY: encryptionKey,
-      LUCID_COMPRESSION_PATH: join(servers.folder, "scratch"),
-      LUCID_PAYLOAD_PATH: join(servers.folder, "payloads"),
+      LUCID_COMPRESSION_PATH: join(folder, "scratch"),
+      LUCID_PAYLOAD_PATH: join(folder, "payloads"),
       LUCID_MANIFEST_PATH: manifestDirectory,
       MANIFEST_SIGNING_KEY_FILE: signingKeyFile,
     },

@@ -177,6 +177,17 @@ export const METRICS = {
     help: "CPU threads replaced, by reason.",
     labels: { reason: ["crashed", "timeout"] },
   },
+  // What the work costs the servers.
+  mongodb_commands_total: {
+    kind: "counter",
+    help: "Commands sent to MongoDB, without the driver's own.",
+    labels: {},
+  },
+  redis_commands_total: {
+    kind: "counter",
+    help: "Commands sent to Redis by consumers, event publisher and payload reader.",
+    labels: {},
+  },
   // The process.
   ready: { kind: "gauge", help: "1 while the process is ready.", labels: {} },
   dependency_up: {

@@ -112,7 +112,7 @@ function stubOf(name: string): JobData {
   };
 }
 
-const BAD_IDS: readonly BadJob[] = [
+const HOSTILE_IDS: readonly (readonly [name: string, id: unknown])[] = [
   ["path", `../../${HOSTILE}`],
   ["nul", `${HOSTILE}\u0000`],
   ["dollar", `$${HOSTILE}`],
@@ -121,9 +121,11 @@ const BAD_IDS: readonly BadJob[] = [
   ["object", { $ne: HOSTILE }],
   ["empty", ""],
   ["one-mebibyte", HOSTILE.repeat(75_000)],
-].flatMap(([name, id]) => [
-  badJob(`session-id-${String(name)}`, "JOB_INVALID", { session_id: id }),
-  badJob(`chunk-id-${String(name)}`, "JOB_INVALID", { chunk_id: id }),
+];
+
+const BAD_IDS: readonly BadJob[] = HOSTILE_IDS.flatMap(([name, id]) => [
+  badJob(`session-id-${name}`, "JOB_INVALID", { session_id: id }),
+  badJob(`chunk-id-${name}`, "JOB_INVALID", { chunk_id: id }),
 ]);
 
 const BAD_BYTES: readonly BadJob[] = [
@@ -267,7 +269,7 @@ describe("bad jobs among a hundred good chunks", () => {
     // The dead letters.
     const failed = (await chunkQueue.getFailed(0, -1)) as Job[];
     const reasons = new Map(failed.map((job) => [job.id, job]));
-    for (const one of [...BAD]) {
+    for (const one of BAD) {
       const job = reasons.get(jobIdOf(one));
       expect(job?.failedReason.split(":")[0], one.name).toBe(one.code);
       const tries = ERROR_DISPOSITIONS[one.code] === "retryable" ? ATTEMPTS : 1;
@@ -276,8 +278,8 @@ describe("bad jobs among a hundred good chunks", () => {
     }
     expect(reasons.size).toBe(BAD.length);
     const control = (await controlQueue.getFailed(0, -1)) as Job[];
-    expect(control.map((job) => [job.id, job.failedReason.split(":")[0]]).sort()).toEqual(
-      BAD_FINALIZE.map((one) => [jobIdOf(one), one.code]).sort(),
+    expect(control.map((job) => `${job.id} ${job.failedReason.split(":")[0]}`).sort()).toEqual(
+      BAD_FINALIZE.map((one) => `${jobIdOf(one)} ${one.code}`).sort(),
     );
     expect([...failed, ...control].map((job) => job.failedReason).join()).not.toContain(HOSTILE);
 
@@ -302,7 +304,7 @@ describe("bad jobs among a hundred good chunks", () => {
     expect(
       worker
         .linesOf("job_failed")
-        .map(({ job_id: id }) => id)
+        .map(({ job_id: id }) => String(id))
         .sort(),
     ).toEqual(BAD_FINALIZE.map(jobIdOf).sort());
     expect(worker.output).not.toContain(HOSTILE);

@@ -78,10 +78,7 @@ describe("the commands", () => {
     writeFileSync(empty, "");
     const cases: readonly (readonly [string, readonly string[], NodeJS.ProcessEnv?])[] = [
       ["SESSION_UNKNOWN", ["status", "sess-nobody"]],
-      ["SESSION_UNKNOWN", ["restore", "sess-nobody", "-o", "out"]],
-      ["JOB_INVALID", ["status", "../etc"]],
       ["JOB_INVALID", ["finalize", "sess-1", "--chunks", "0"]],
-      ["CONFIG_INVALID", ["enqueue", "sess-1", "no-such-file"]],
       ["PAYLOAD_EMPTY", ["enqueue", "sess-1", empty]],
       ["CONFIG_INVALID", ["enqueue", "sess-1", empty, "--chunk-size", "0"]],
       ["CONFIG_INVALID", ["restore", "sess-1"]],

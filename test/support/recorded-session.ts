@@ -30,7 +30,8 @@ export const SIGNING_KEY: KeyObject = createPrivateKey({
   type: "pkcs8",
 });
 export const PINNED_KEY: Uint8Array = ed25519PublicKey(SIGNING_KEY);
-export const KEY_RING: KeyRing = singleKeyRing("q7Zr2vXw9LkT4mBn8sPd1fGh6jYc3aUe5iOo0RtN=");
+export const KEK_TEXT = "q7Zr2vXw9LkT4mBn8sPd1fGh6jYc3aUe5iOo0RtN=";
+export const KEY_RING: KeyRing = singleKeyRing(KEK_TEXT);
 
 export const NEVER: AbortSignal = new AbortController().signal;
 const AT = new Date("2026-01-02T03:04:05.678Z");

@@ -1,0 +1,112 @@
+/**
+ * npm run bench [-- --json] [-- --quick]: what the worker does on this machine, as ratios within one run.
+ *
+ * Servers, worker, subscriber and this program share the machine, so the rates say what such a machine does with all of them
+ * on it. Absolute figures of different machines can't be compared; the ratios can.
+ */
+import { availableParallelism } from "node:os";
+import { parseArgs } from "node:util";
+import { startLocalServers } from "../../deploy/local/servers.ts";
+import { formatTable } from "../../src/cli/output.ts";
+import { type Load, measureLatency, measureThroughput, type Throughput } from "./end-to-end.ts";
+import { measureKernel } from "./kernel-limit.ts";
+import type { DataKind } from "./sample-data.ts";
+import { measureTree } from "./tree.ts";
+
+const MIB = 1_048_576;
+const SMALL = 4_096;
+
+const { values: flags } = parseArgs({
+  options: { json: { type: "boolean", default: false }, quick: { type: "boolean", default: false } },
+});
+const scale = flags.quick ? 0.2 : 1;
+const say = (line: string): void => void process.stderr.write(`${line}\n`);
+
+const threads = availableParallelism();
+const stopping = new AbortController();
+process.once("SIGINT", () => stopping.abort(new Error("interrupted")));
+const servers = await startLocalServers({ say, signal: stopping.signal });
+try {
+  const kernel = {
+    events: await step("kernel alone, 1 MiB events", () => measureKernel("events", MIB, count(300), threads)),
+    random: await step("kernel alone, 1 MiB random", () => measureKernel("random", MIB, count(600), threads)),
+  };
+  const load = (kind: DataKind, chunkBytes: number, chunks: number, more: Partial<Load> = {}): Load => ({
+    kind,
+    chunkBytes,
+    chunks: count(chunks),
+    ...more,
+  });
+  const large = await step("end to end, 1 MiB events", () => throughput(load("events", MIB, 500)));
+  const largeRandom = await step("end to end, 1 MiB random", () => throughput(load("random", MIB, 300)));
+  const small = await step("end to end, 4 KiB events", () =>
+    throughput(load("events", SMALL, 12_000, { memoryAt: [count(1_000), count(10_000)] })),
+  );
+  const smallRandom = await step("end to end, 4 KiB random", () => throughput(load("random", SMALL, 6_000)));
+  const latency = await step("latency at half load, 1 MiB events", () =>
+    measureLatency(servers, load("events", MIB, 200), large.chunksPerS / 2),
+  );
+  const tree = await step("tree of 10^6 leaves, proofs, verify", () =>
+    measureTree(servers.mongodb.url, { full: !flags.quick }),
+  );
+  const peaks = [large, largeRandom, small, smallRandom].map(({ rssMbPeak }) => rssMbPeak);
+  const report = {
+    kernel_mb_per_s: kernel.events.mbPerS,
+    end_to_end_mb_per_s: large.mbPerS,
+    end_to_end_over_kernel: large.mbPerS / kernel.events.mbPerS,
+    worker_cpu_over_kernel: large.workerCpuMsPerChunk / kernel.events.cpuMsPerChunk,
+    chunks_per_s_4k: small.chunksPerS,
+    mongo_commands_per_chunk: large.mongoCommandsPerChunk,
+    redis_commands_per_chunk: large.redisCommandsPerChunk,
+    latency_ms: latency,
+    rss_mb_peak: Math.max(...peaks),
+    redis: servers.redis.label,
+    mongodb: servers.mongodb.label,
+    ...tree,
+    more: {
+      threads,
+      kernel_cpu_ms_per_chunk: kernel.events.cpuMsPerChunk,
+      kernel_random_mb_per_s: kernel.random.mbPerS,
+      events_1mib: large,
+      random_1mib: largeRandom,
+      events_4kib: small,
+      random_4kib: smallRandom,
+    },
+  };
+  if (flags.json) process.stdout.write(`${JSON.stringify(report)}\n`);
+  else process.stdout.write(`${asText(report)}\n`);
+} finally {
+  await servers.stop();
+}
+
+function count(chunks: number): number {
+  return Math.ceil(chunks * scale);
+}
+
+function throughput(load: Load): Promise<Throughput> {
+  return measureThroughput(servers, load);
+}
+
+async function step<Result>(name: string, work: () => Promise<Result>): Promise<Result> {
+  stopping.signal.throwIfAborted();
+  const startedMs = performance.now();
+  const result = await work();
+  say(`${name}: ${((performance.now() - startedMs) / 1000).toFixed(1)} s`);
+  return result;
+}
+
+function asText(report: Readonly<Record<string, unknown>>): string {
+  const rows: (readonly [string, string])[] = [];
+  const add = (prefix: string, values: object): void => {
+    for (const [name, value] of Object.entries(values) as [string, unknown][]) {
+      if (value !== null && typeof value === "object") add(`${prefix}${name}.`, value);
+      else rows.push([`${prefix}${name}`, typeof value === "number" ? rounded(value) : String(value)]);
+    }
+  };
+  add("", report);
+  return formatTable(rows);
+}
+
+function rounded(value: number): string {
+  return Number.isInteger(value) ? String(value) : value.toPrecision(4);
+}

@@ -1,0 +1,259 @@
+import { randomBytes } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { LocalServers } from "../../deploy/local/servers.ts";
+import { dropTrial, type Trial, trialOn } from "../../deploy/local/trial.ts";
+import { type LocalWorker, startLocalWorker } from "../../deploy/local/worker.ts";
+import { createEventConsumer, type EventConsumer } from "../../src/adapters/bullmq/event-consumer.ts";
+import { createProducer, type Producer } from "../../src/adapters/bullmq/producer.ts";
+import { createSystemClock } from "../../src/adapters/system/clock.ts";
+import type { LucidEvent } from "../../src/schema/event.ts";
+import { type DataKind, sampleChunk } from "./sample-data.ts";
+
+/** Chunks of a run that are not counted: connections, compilation and the first key derivation are in them. */
+const WARM_UP_SHARE = 0.15;
+const SAMPLES = 64;
+const RSS_INTERVAL_MS = 200;
+const RUN_TIMEOUT_MS = 300_000;
+const NO_BACK_PRESSURE = 1_000_000;
+
+export interface Load {
+  readonly kind: DataKind;
+  readonly chunkBytes: number;
+  readonly chunks: number;
+  /** Environment of the worker beside that of the trial: empty means defaults. */
+  readonly env?: Readonly<Record<string, string>>;
+  /** Chunk counts at which the worker's memory is noted. */
+  readonly memoryAt?: readonly number[];
+}
+
+export interface Throughput {
+  readonly mbPerS: number;
+  readonly chunksPerS: number;
+  readonly workerCpuMsPerChunk: number;
+  readonly mongoCommandsPerChunk: number;
+  readonly redisCommandsPerChunk: number;
+  readonly rssMbPeak: number;
+  /** Highest since the last mark, by chunk count. */
+  readonly rssMbAt: Readonly<Record<string, number>>;
+}
+
+/** All jobs wait in the queue before the worker starts: the worker is what is measured, not the producer. */
+export async function measureThroughput(servers: LocalServers, load: Load): Promise<Throughput> {
+  const trial = await trialOn(servers, "bench");
+  const session = `sess-bench-${randomBytes(4).toString("hex")}`;
+  const producer = producerOf(trial);
+  try {
+    await producer.enqueueAll(chunksOf(session, load));
+    await producer.finalize({ session_id: session, chunk_count: load.chunks });
+    return await runWorker(trial, servers, load);
+  } finally {
+    await producer.close();
+    await dropTrial(trial);
+  }
+}
+
+async function runWorker(trial: Trial, servers: LocalServers, load: Load): Promise<Throughput> {
+  const warmUp = Math.floor(load.chunks * WARM_UP_SHARE);
+  const watch = new EventWatch(trial);
+  const worker = await startLocalWorker({ dir: servers.folder, env: { ...trial.env, ...load.env } });
+  const memory = new MemoryWatch(worker);
+  try {
+    const marks = (load.memoryAt ?? []).map(async (count): Promise<readonly [string, number]> => {
+      await watch.until(count);
+      return [String(count), await memory.now()];
+    });
+    await watch.until(warmUp);
+    const before = await readMetrics(worker);
+    const startedMs = performance.now();
+    await watch.until(load.chunks);
+    const seconds = (performance.now() - startedMs) / 1000;
+    const after = await readMetrics(worker);
+    const counted = after.chunks - before.chunks;
+    return {
+      mbPerS: (counted * load.chunkBytes) / 1e6 / seconds,
+      chunksPerS: counted / seconds,
+      workerCpuMsPerChunk: ((after.cpuSeconds - before.cpuSeconds) * 1000) / counted,
+      mongoCommandsPerChunk: (after.mongoCommands - before.mongoCommands) / counted,
+      redisCommandsPerChunk: (after.redisCommands - before.redisCommands) / counted,
+      rssMbAt: Object.fromEntries(await Promise.all(marks)),
+      rssMbPeak: await memory.stop(),
+    };
+  } finally {
+    await memory.stop();
+    await watch.close();
+    await worker.stop();
+  }
+}
+
+export interface LatencyMs {
+  readonly p50: number;
+  readonly p95: number;
+  readonly p99: number;
+}
+
+/** From the producer's call to the event at a subscriber, with chunks coming at a steady rate. */
+export async function measureLatency(
+  servers: LocalServers,
+  load: Load,
+  chunksPerS: number,
+): Promise<LatencyMs> {
+  const trial = await trialOn(servers, "bench");
+  const session = `sess-bench-${randomBytes(4).toString("hex")}`;
+  const sentMs = new Map<number, number>();
+  const latenciesMs: number[] = [];
+  const watch = new EventWatch(trial, (event) => {
+    if (event.type !== "chunk.completed") return;
+    const sent = sentMs.get(event.chunk_index);
+    if (sent !== undefined) latenciesMs.push(performance.now() - sent);
+  });
+  const worker = await startLocalWorker({ dir: servers.folder, env: trial.env });
+  const producer = producerOf(trial);
+  try {
+    const samples = samplesOf(load);
+    const under: Promise<void>[] = [];
+    const startedMs = performance.now();
+    for (let index = 0; index < load.chunks; index++) {
+      const dueMs = startedMs + (index * 1000) / chunksPerS;
+      const waitMs = dueMs - performance.now();
+      if (waitMs > 0) await sleep(waitMs);
+      // When it was due, not when it was sent: a producer that falls behind must not make the worker look quick.
+      sentMs.set(index, Math.max(dueMs, startedMs));
+      under.push(
+        producer.enqueueChunk({ sessionId: session, index, bytes: samples[index % samples.length]! }),
+      );
+    }
+    await Promise.all(under);
+    await watch.until(load.chunks);
+    const counted = latenciesMs.slice(Math.floor(load.chunks * WARM_UP_SHARE)).toSorted((a, b) => a - b);
+    return { p50: quantile(counted, 0.5), p95: quantile(counted, 0.95), p99: quantile(counted, 0.99) };
+  } finally {
+    await producer.close();
+    await watch.close();
+    await worker.stop();
+    await dropTrial(trial);
+  }
+}
+
+function quantile(sorted: readonly number[], share: number): number {
+  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
+}
+
+function producerOf(trial: Trial): Producer {
+  return createProducer({
+    url: trial.redisUrl,
+    prefix: trial.queuePrefix,
+    queueSizeMax: NO_BACK_PRESSURE,
+    payloadTtlSeconds: 3_600,
+    clock: createSystemClock(),
+    onError: () => undefined,
+  });
+}
+
+function samplesOf({ kind, chunkBytes, chunks }: Load): readonly Uint8Array[] {
+  return Array.from({ length: Math.min(SAMPLES, chunks) }, (_, index) =>
+    sampleChunk(kind, chunkBytes, index),
+  );
+}
+
+function* chunksOf(sessionId: string, load: Load) {
+  const samples = samplesOf(load);
+  for (let index = 0; index < load.chunks; index++) {
+    yield { sessionId, index, bytes: samples[index % samples.length] ?? new Uint8Array(load.chunkBytes) };
+  }
+}
+
+/** Counts chunk.completed events, each id once. */
+class EventWatch {
+  readonly #seen = new Set<string>();
+  readonly #waiting = new Set<{ readonly count: number; readonly resolve: () => void }>();
+  readonly #consumer: EventConsumer;
+
+  constructor(trial: Trial, onEvent: (event: LucidEvent) => void = () => undefined) {
+    this.#consumer = createEventConsumer({
+      url: trial.redisUrl,
+      prefix: trial.queuePrefix,
+      queue: trial.eventQueue,
+      concurrency: 32,
+      onError: () => undefined,
+      onEvent: (event) => {
+        onEvent(event);
+        if (event.type === "chunk.failed") throw new Error(`a chunk failed: ${event.error.code}`);
+        if (event.type === "chunk.completed") this.#count(event.event_id);
+      },
+    });
+  }
+
+  async until(count: number): Promise<void> {
+    if (this.#seen.size >= count) return;
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const waiting = { count, resolve };
+    const late = setTimeout(
+      () => reject(new Error(`only ${this.#seen.size} of ${count} chunks were done in time`)),
+      RUN_TIMEOUT_MS,
+    );
+    this.#waiting.add(waiting);
+    await promise;
+    clearTimeout(late);
+  }
+
+  close(): Promise<void> {
+    return this.#consumer.close();
+  }
+
+  #count(id: string): void {
+    this.#seen.add(id);
+    for (const waiting of this.#waiting) {
+      if (this.#seen.size < waiting.count) continue;
+      this.#waiting.delete(waiting);
+      waiting.resolve();
+    }
+  }
+}
+
+interface WorkerMetrics {
+  readonly chunks: number;
+  readonly cpuSeconds: number;
+  readonly rssBytes: number;
+  readonly mongoCommands: number;
+  readonly redisCommands: number;
+}
+
+/** As a Prometheus would read them. */
+async function readMetrics({ port }: LocalWorker): Promise<WorkerMetrics> {
+  const text = await (await fetch(`http://127.0.0.1:${port}/metrics`)).text();
+  const sum = (name: string): number =>
+    text
+      .split("\n")
+      .filter((line) => line.startsWith(name) && "{, ".includes(line.charAt(name.length)))
+      .reduce((total, line) => total + Number(line.slice(line.lastIndexOf(" "))), 0);
+  return {
+    chunks: sum('lucid_chunks_total{outcome="committed"'),
+    cpuSeconds: sum("lucid_process_cpu_seconds_total"),
+    rssBytes: sum("lucid_process_resident_memory_bytes"),
+    mongoCommands: sum("lucid_mongodb_commands_total"),
+    redisCommands: sum("lucid_redis_commands_total"),
+  };
+}
+
+/** Samples the worker's resident memory; the highest is the peak. */
+class MemoryWatch {
+  readonly #worker: LocalWorker;
+  readonly #timer: NodeJS.Timeout;
+  #peakBytes = 0;
+
+  constructor(worker: LocalWorker) {
+    this.#worker = worker;
+    this.#timer = setInterval(() => void this.now().catch(() => undefined), RSS_INTERVAL_MS);
+  }
+
+  async now(): Promise<number> {
+    const { rssBytes } = await readMetrics(this.#worker);
+    this.#peakBytes = Math.max(this.#peakBytes, rssBytes);
+    return rssBytes / 2 ** 20;
+  }
+
+  async stop(): Promise<number> {
+    clearInterval(this.#timer);
+    return this.#peakBytes / 2 ** 20;
+  }
+}

@@ -1,0 +1,284 @@
+import { execFile } from "node:child_process";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { loadSigningKey } from "../../src/adapters/file/signing-key.ts";
+import { connectMongo, type MongoConnection } from "../../src/adapters/mongo/connection.ts";
+import { ensureIndexes } from "../../src/adapters/mongo/indexes.ts";
+import { asBuffer, toHex } from "../../src/core/bytes.ts";
+import { parseInclusionProof } from "../../src/core/merkle/proof-json.ts";
+import { verifyInclusion } from "../../src/core/merkle/proof.ts";
+import { integrate } from "../../src/pipeline/integrate.ts";
+import { loadTree, proveConsistency, proveInclusion } from "../../src/pipeline/prove.ts";
+import { mongoStores, type Stores } from "../conformance/stores.ts";
+import { REPOSITORY } from "../support/planted-tree.ts";
+import {
+  impatient,
+  KEK_TEXT,
+  NEVER,
+  PINNED_KEY,
+  type RecordedSession,
+  recordSession,
+  samplePayload,
+  silent,
+} from "../support/recorded-session.ts";
+import { testServers } from "../support/servers.ts";
+
+const servers = testServers();
+const KEY = asBuffer(PINNED_KEY).toString("base64");
+const CLI = join(REPOSITORY, "src/cli/session-processor.ts");
+const folder = mkdtempSync(join(tmpdir(), "audit-commands-"));
+let session: RecordedSession;
+let manifest: string;
+let connection: MongoConnection;
+let stores: Stores;
+
+beforeAll(async () => {
+  const payloads = Array.from({ length: 300 }, (_, index) => samplePayload(index, 70 + (index % 60)));
+  session = await recordSession(payloads, { id: servers.sessionId("audit") });
+  manifest = join(folder, session.names.manifest);
+  for (const [name, bytes] of session.files) writeFileSync(join(folder, name), bytes);
+  mkdirSync(join(folder, "blobs"));
+  for (const [index, blob] of session.blobs.entries())
+    writeFileSync(join(folder, "blobs", `${index}.blob`), blob);
+  connection = await connectMongo({ url: servers.mongodbUrl, appName: "audit" });
+  await ensureIndexes(connection);
+  stores = mongoStores(connection);
+  await copyToMongo();
+});
+afterAll(async () => {
+  await connection.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+/** The session as it is in MongoDB while it is open: chunks, blobs, tiles, head, and its signed checkpoint. */
+async function copyToMongo(): Promise<void> {
+  const { record, chunks, blobs, id } = session;
+  const [key] = record.keys;
+  if (key === undefined || record.checkpoint === undefined) throw new Error("a recorded session has both");
+  await stores.sessions.create({ id, hashAlgorithm: record.hashAlgorithm, key, createdAt: record.createdAt });
+  for (const [at, chunk] of chunks.entries()) {
+    await stores.blobs.insert(chunk.blobId, chunk, blobs[at] ?? new Uint8Array(0));
+    await stores.chunks.insert(chunk);
+  }
+  const grown = await integrate({ ...stores, observer: silent, patience: impatient }, id, NEVER);
+  await stores.sessions.replace(id, grown.version, { kind: "checkpoint", checkpoint: record.checkpoint });
+}
+
+interface Ran {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+function run(args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Ran> {
+  return new Promise((resolve, reject) => {
+    const options = {
+      cwd: folder,
+      env: { PATH: process.env["PATH"], MONGODB_URL: servers.mongodbUrl, ...env },
+    };
+    execFile(process.execPath, [CLI, ...args], options, (error, stdout, stderr) => {
+      if (error !== null && typeof error.code !== "number") reject(error);
+      else resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr });
+    });
+  });
+}
+
+async function json(args: readonly string[], env?: Readonly<Record<string, string>>) {
+  const { code, stdout } = await run([...args, "--json"], env);
+  return { exit: code, ...(JSON.parse(stdout) as object) };
+}
+
+describe("proofs over MongoDB", () => {
+  const head = () => ({
+    hashAlgorithm: session.record.hashAlgorithm,
+    size: session.record.tree.size,
+    root: session.record.tree.root as NonNullable<typeof session.record.tree.root>,
+  });
+
+  test("of an open session are those of the same session in memory", async () => {
+    for (const index of [0, 255, 256, 299]) {
+      const proof = await proveInclusion(stores, session.id, index);
+      expect(toHex(proof.rootHash)).toBe(toHex(head().root));
+      expect(proof.path.map(toHex)).toEqual(
+        (await proveInclusion(session.stores, session.id, index)).path.map(toHex),
+      );
+    }
+    const consistency = await proveConsistency(stores, session.id, 257);
+    expect(toHex(consistency.root2)).toBe(toHex(head().root));
+    expect((await loadTree(stores, session.id)).head.size).toBe(300);
+  });
+
+  test("`proof` prints the JSON form, which verifies", async () => {
+    const { code, stdout } = await run(["proof", session.id, "7"]);
+    expect(code).toBe(0);
+    const parsed = parseInclusionProof(stdout);
+    expect(parsed.ok && verifyInclusion(parsed.proof, head())).toEqual({ ok: true });
+  });
+
+  test("`proof` and `verify-proof` agree in both forms, and for consistency", async () => {
+    const checkpoint = join(folder, session.names.checkpoint);
+    expect((await run(["proof", session.id, "7", "-o", "p.json"])).code).toBe(0);
+    expect((await run(["proof", session.id, "7", "--format", "tlog", "-o", "p.txt"])).code).toBe(0);
+    expect((await run(["proof", session.id, "--consistency", "300", "-o", "c.json"])).code).toBe(0);
+    const pinned = ["--key", KEY];
+    const leafHash = toHex(session.chunks[7]?.leafHash ?? new Uint8Array(0));
+    const verified = { exit: 0, verified: true, session_id: session.id };
+    expect(await json(["verify-proof", "p.json", ...pinned, "--checkpoint", checkpoint])).toEqual(
+      expect.objectContaining({ ...verified, leaf_index: 7, leaf_hash: leafHash }),
+    );
+    expect(await json(["verify-proof", "p.json", ...pinned, "--manifest", manifest])).toEqual(
+      expect.objectContaining(verified),
+    );
+    expect(await json(["verify-proof", "p.txt", ...pinned])).toEqual(
+      expect.objectContaining({ ...verified, chunk_id: session.chunks[7]?.chunkId, leaf_hash: leafHash }),
+    );
+    expect(await json(["verify-proof", "c.json", ...pinned, "--manifest", manifest])).toEqual(
+      expect.objectContaining({ ...verified, kind: "consistency", size1: 300 }),
+    );
+    expect(await json(["verify-proof", "p.json", ...pinned, "--manifest", manifest, "--index", "8"])).toEqual(
+      {
+        exit: 1,
+        verified: false,
+        file: null,
+        reason: "not-the-expected-index",
+      },
+    );
+  });
+
+  test("`proof` refuses an index or size that the tree doesn't have, and doesn't overwrite a file", async () => {
+    writeFileSync(join(folder, "there.json"), "mine");
+    expect((await run(["proof", session.id, "300"])).stderr).toContain("[PROOF_INVALID]");
+    expect((await run(["proof", session.id, "0", "--size", "301"])).code).toBe(1);
+    expect((await run(["proof", session.id, "0", "--size", "200", "--format", "tlog"])).code).toBe(1);
+    expect((await run(["proof", session.id, "0", "-o", "there.json"])).code).toBe(1);
+    expect(readFileSync(join(folder, "there.json"), "utf8")).toBe("mine");
+    expect((await run(["proof", session.id, "x"])).code).toBe(2);
+  });
+});
+
+describe("verify-proof", () => {
+  test("without a pinned key, or without a signed size, is wrong usage", async () => {
+    await run(["proof", session.id, "9", "-o", "nine.json"]);
+    expect(await run(["verify-proof", "nine.json", "--manifest", manifest])).toEqual(
+      expect.objectContaining({ code: 2, stderr: expect.stringContaining("pin a public key") as unknown }),
+    );
+    expect((await run(["verify-proof", "nine.json", "--key", KEY])).code).toBe(2);
+  });
+
+  test("refuses a proof of an earlier size against the head of today", async () => {
+    await run(["proof", session.id, "9", "--size", "100", "-o", "early.json"]);
+    expect(await json(["verify-proof", "early.json", "--key", KEY, "--manifest", manifest])).toEqual(
+      expect.objectContaining({ exit: 1, verified: false, reason: "no-trusted-head-of-this-size" }),
+    );
+  });
+});
+
+describe("verify", () => {
+  test("accepts the session offline, with the key as text, in a file, or in a file of several", async () => {
+    writeFileSync(join(folder, "key"), `${KEY}\n`);
+    writeFileSync(join(folder, "keys"), `# auditors\n${"00".repeat(31)}01\n${KEY} # the worker\n`);
+    for (const pinned of [
+      ["--key", KEY],
+      ["--key", "key"],
+      ["--keys", "keys"],
+    ]) {
+      expect(await json(["verify", manifest, ...pinned], { MONGODB_URL: "" })).toEqual(
+        expect.objectContaining({ exit: 0, verified: true, chunks: 300, blobs: "not checked" }),
+      );
+    }
+  });
+
+  test("without a pinned key it says so and exits with 2", async () => {
+    expect(await run(["verify", manifest])).toEqual({
+      code: 2,
+      stdout: "",
+      stderr: expect.stringContaining("pin a public key") as unknown,
+    });
+  });
+
+  test("--blobs hashes a folder; --data hashes MongoDB's blobs, and opens them where the KEK is known", async () => {
+    const blobBytes = session.blobs.reduce((total, blob) => total + blob.byteLength, 0);
+    expect(await json(["verify", manifest, "--key", KEY, "--blobs", "blobs"])).toEqual(
+      expect.objectContaining({ exit: 0, blobs: "hashed", blob_bytes: blobBytes }),
+    );
+    expect(await json(["verify", manifest, "--key", KEY, "--data"])).toEqual(
+      expect.objectContaining({ exit: 0, blobs: "hashed", blob_bytes: blobBytes }),
+    );
+    expect(await json(["verify", manifest, "--key", KEY, "--data"], { ENCRYPTION_KEY: KEK_TEXT })).toEqual(
+      expect.objectContaining({ exit: 0, blobs: "opened", blob_bytes: blobBytes }),
+    );
+  });
+
+  test("names what is wrong and where, and exits with 1", async () => {
+    const chunks = join(folder, session.names.chunks);
+    const sound = readFileSync(chunks, "utf8");
+    writeFileSync(chunks, sound.replace('"chunk_index":41,', '"chunk_index":42,'));
+    expect(await json(["verify", manifest, "--key", KEY])).toEqual(
+      expect.objectContaining({ exit: 1, verified: false, part: "chunks file", place: "line 42" }),
+    );
+    writeFileSync(chunks, sound);
+    const blob = join(folder, "blobs", "17.blob");
+    const bytes = readFileSync(blob);
+    writeFileSync(blob, bytes.subarray(1));
+    expect(await json(["verify", manifest, "--key", KEY, "--blobs", "blobs"])).toEqual(
+      expect.objectContaining({ part: "blob", place: "chunk 17", exit: 1, code: "BLOB_MALFORMED" }),
+    );
+    writeFileSync(blob, bytes);
+  });
+
+  test("a blob that changed in MongoDB is found", async () => {
+    const chunk = session.chunks[23];
+    if (chunk === undefined) throw new Error("the session has 300 chunks");
+    const blobs = connection.db.collection<{ _id: string; bytes: Uint8Array }>("chunk_blobs");
+    const changed = Uint8Array.from(session.blobs[23] ?? []);
+    changed[50] = (changed[50] ?? 0) ^ 1;
+    await blobs.updateOne({ _id: chunk.blobId }, { $set: { bytes: changed } });
+    for (const env of [undefined, { ENCRYPTION_KEY: KEK_TEXT }]) {
+      expect(await json(["verify", manifest, "--key", KEY, "--data"], env)).toEqual(
+        expect.objectContaining({ exit: 1, part: "blob", place: "chunk 23" }),
+      );
+    }
+    await blobs.deleteOne({ _id: chunk.blobId });
+    expect((await run(["verify", manifest, "--key", KEY, "--data"])).stdout).toContain("BLOB_MISSING");
+  });
+});
+
+describe("keys generate --signing", () => {
+  test("writes a key of mode 0600 that the worker can load, and prints its public forms", async () => {
+    const generated = await json(["keys", "generate", "--signing", "-o", "signing.pem"]);
+    expect(generated.exit).toBe(0);
+    expect(statSync(join(folder, "signing.pem")).mode & 0o777).toBe(0o600);
+    const { publicKey, keyId } = await loadSigningKey(join(folder, "signing.pem"));
+    expect(generated).toEqual(
+      expect.objectContaining({
+        key_id: keyId,
+        public_key: expect.objectContaining({ base64: asBuffer(publicKey).toString("base64") }) as unknown,
+      }),
+    );
+  });
+
+  test("overwrites nothing, and prints no private key", async () => {
+    writeFileSync(join(folder, "kept.pem"), "kept");
+    chmodSync(join(folder, "kept.pem"), 0o600);
+    expect((await run(["keys", "generate", "--signing", "-o", "kept.pem"])).code).toBe(1);
+    expect(readFileSync(join(folder, "kept.pem"), "utf8")).toBe("kept");
+    const { stdout, stderr } = await run(["keys", "generate", "--signing"]);
+    expect(stdout + stderr).not.toContain("PRIVATE");
+    expect(existsSync(join(folder, "manifest-signing-key.pem"))).toBe(true);
+  });
+
+  test("without --signing is wrong usage", async () => {
+    expect((await run(["keys", "generate"])).code).toBe(2);
+  });
+});
