@@ -36,5 +36,6 @@ HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
 
 # No tini: the worker handles SIGTERM and SIGINT itself, and starts no processes whose remains somebody must collect.
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["node", "src/cli/session-processor.ts"]
+# A small young generation: less memory, and no slower (docs/decisions/0012-small-young-generation.md).
+ENTRYPOINT ["node", "--max-semi-space-size=8", "src/cli/session-processor.ts"]
 CMD ["run"]

@@ -12,6 +12,8 @@ export interface CoalesceOptions<Item, Result> {
   /** Sum of `bytesOf` in one command; a single larger item goes alone. */
   readonly bytesMax?: number;
   readonly bytesOf?: (item: Item) => number;
+  /** Milliseconds that a call may wait for company; absent: to the end of the turn. For what nobody waits for. */
+  readonly lingerMs?: number;
   /** One command for all of `items`; resolves to one result an item, in their order. Must be safe to apply twice. */
   readonly send: (items: readonly Item[]) => Promise<readonly Result[]>;
 }
@@ -39,10 +41,12 @@ export function coalesce<Item, Result>(
   function requestTurn(): void {
     if (turnRequested || waiting.length === 0 || lanesBusy >= options.lanes) return;
     turnRequested = true;
-    setImmediate(() => {
+    const turn = (): void => {
       turnRequested = false;
       while (waiting.length > 0 && lanesBusy < options.lanes) void runLane(takeBatch(waiting, options));
-    });
+    };
+    if (options.lingerMs === undefined) setImmediate(turn);
+    else setTimeout(turn, options.lingerMs);
   }
 
   async function runLane(batch: readonly Waiting<Item, Result>[]): Promise<void> {

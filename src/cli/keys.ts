@@ -1,5 +1,5 @@
 import { basename, dirname, resolve } from "node:path";
-import type { Command } from "commander";
+import { Command } from "commander";
 import { writeAtomically } from "../adapters/file/atomic-files.ts";
 import { generateSigningKey } from "../adapters/file/signing-key.ts";
 import { utf8 } from "../core/bytes.ts";
@@ -11,7 +11,8 @@ const SIGNING_KEY_FILE = "manifest-signing-key.pem";
 const PRIVATE_FILE_MODE = 0o600;
 
 export function keysCommand(): Command {
-  return newCommand("keys", "make keys").addCommand(generateCommand());
+  // Without options of its own: it would take --json away from the command below it.
+  return new Command("keys").summary("make keys").description("make keys").addCommand(generateCommand());
 }
 
 function generateCommand(): Command {

@@ -1,7 +1,7 @@
 import { readFile, stat } from "node:fs/promises";
 import type { Command } from "commander";
 import { LucidError } from "../core/errors.ts";
-import { keyIdOf, parsePublicKey } from "../core/manifest/public-key.ts";
+import { parsePublicKey } from "../core/manifest/public-key.ts";
 
 /** Keys that a command is told to believe: those it finds in what it verifies are nobody's word. */
 export interface KeyFlags {
@@ -27,11 +27,6 @@ export function withKeyOptions(command: Command): Command {
 export async function pinnedKeys({ key, keys }: KeyFlags): Promise<readonly Uint8Array[]> {
   const single = await Promise.all(key.map(oneKey));
   return keys === undefined ? single : [...single, ...keysOfText(await readKeys(keys), keys)];
-}
-
-/** For people: which keys were believed. */
-export function keyIds(keys: readonly Uint8Array[]): readonly string[] {
-  return keys.map(keyIdOf);
 }
 
 export const NO_KEY_PINNED =

@@ -1,8 +1,10 @@
 import { createReadStream, existsSync } from "node:fs";
 import { open } from "node:fs/promises";
+import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import type { Command } from "commander";
 import { CpuThreads } from "../adapters/threads/cpu-threads.ts";
+import { LineThreads } from "../adapters/threads/line-threads.ts";
 import { type Config, loadProcessConfig } from "../config.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
@@ -26,6 +28,9 @@ import { type KeyFlags, NO_KEY_PINNED, pinnedKeys, withKeyOptions } from "./pinn
 /** Usage, as session-processor.ts reports it. */
 export const EXIT_USAGE = 2;
 const READ_BYTES = 1_048_576;
+/** Below this, starting threads takes longer than they save. */
+const THREADS_CHUNKS_MIN = 20_000;
+const THREADS_MAX = 4;
 
 interface VerifyFlags extends KeyFlags {
   readonly json?: boolean;
@@ -49,13 +54,16 @@ export function verifyCommand(): Command {
         const bytes = await readManifest(file);
         const blobs = await blobSource(flags, bytes, signal);
         // Nothing in the manifest is believed before it is verified; this only gives the bar its length.
-        const bar = output.progress("verify", claimedCount(bytes), "chunks");
+        const count = claimedCount(bytes);
+        const threads = count >= THREADS_CHUNKS_MIN && blobs === undefined ? lineThreads() : undefined;
+        const bar = output.progress("verify", count, "chunks");
         try {
           const verdict = await verifySession(bytes, folderOf(file), {
             pinnedKeys: keys,
             signal,
             onProgress: (chunks) => bar.update(chunks),
             ...(blobs === undefined ? {} : { checkBlob: blobs.check }),
+            ...(threads === undefined ? {} : { checkLines: (request) => threads.check(request) }),
           });
           bar.stop();
           if (!verdict.ok) return reportRefusal(output, file, verdict.refusal);
@@ -63,10 +71,15 @@ export function verifyCommand(): Command {
           return 0;
         } finally {
           bar.stop();
+          await threads?.close();
           await blobs?.close();
         }
       }),
     );
+}
+
+function lineThreads(): LineThreads {
+  return new LineThreads(Math.min(availableParallelism(), THREADS_MAX));
 }
 
 function usage(output: Output, message: string): number {

@@ -18,6 +18,29 @@ export interface IntegrateStores {
   readonly tiles: TileStore;
   readonly observer: Observer;
   readonly patience: Patience;
+  /** Spares a read of the head where this process is the only one that grows the tree. */
+  readonly heads?: OwnHeads;
+}
+
+/** Sessions whose last head is kept. */
+const HEADS_MAX = 1_024;
+
+/** The heads that this process has written itself, without losing a race: what it may try to grow unread. */
+export class OwnHeads {
+  readonly #heads = new Map<SessionId, SessionRecord>();
+
+  /** Gives the head out once: whoever grows it keeps the next one, whoever loses the race doesn't. */
+  take(session: SessionId): SessionRecord | undefined {
+    const head = this.#heads.get(session);
+    this.#heads.delete(session);
+    return head;
+  }
+
+  keep(head: SessionRecord): void {
+    this.#heads.set(head.id, head);
+    const oldest = this.#heads.keys().next();
+    if (this.#heads.size > HEADS_MAX && oldest.done !== true) this.#heads.delete(oldest.value);
+  }
 }
 
 /**
@@ -34,31 +57,45 @@ export async function integrate(
   session: SessionId,
   signal: AbortSignal,
 ): Promise<SessionRecord> {
-  const { patience, sessions, observer } = stores;
-  let record = await readSession(stores, session, signal);
+  const { patience, sessions, observer, heads } = stores;
+  // A head that we wrote ourselves may be out of date. A compare-and-swap that succeeds proves that it isn't; without one
+  // it proves nothing, and the session is read.
+  let record = heads?.take(session);
+  let isUnproven = record !== undefined;
   for (let conflicts = 0; conflicts < CONFLICTS_MAX; ) {
+    if (record === undefined) {
+      record = await readSession(stores, session, signal);
+      isUnproven = false;
+    }
     if (record.state !== "open") return record;
     const grown = await growOnce(stores, record, signal);
-    if (grown === undefined) return record;
+    if (grown === undefined) {
+      if (!isUnproven) return record;
+      record = undefined;
+      continue;
+    }
     const { next, added } = grown;
+    const { version, totals } = record;
     // Dies here: tiles may be ahead of the tree head. They hold hashes of committed leaves only, so whoever grows
     // the tree next writes the same hashes again.
     const outcome = await patience("sessions.grow", signal, () =>
-      sessions.replace(session, record.version, {
+      sessions.replace(session, version, {
         kind: "grow",
         tree: next.tree,
-        addedOriginalBytes: next.totals.originalBytes - record.totals.originalBytes,
-        addedStoredBytes: next.totals.storedBytes - record.totals.storedBytes,
+        addedOriginalBytes: next.totals.originalBytes - totals.originalBytes,
+        addedStoredBytes: next.totals.storedBytes - totals.storedBytes,
       }),
     );
     if (outcome === "conflict") {
       // Lost the race, or the reply to our own write was lost: reading again tells both apart from no progress.
       conflicts += 1;
       observer.report({ kind: "tree-conflict", sessionId: session });
-      record = await readSession(stores, session, signal);
+      record = undefined;
       continue;
     }
     record = next;
+    isUnproven = false;
+    if (conflicts === 0) heads?.keep(record);
     observer.report({ kind: "tree-grown", sessionId: session, size: record.tree.size, added });
     // Fewer than asked for means that the next index wasn't committed when the leaves were read. Whoever commits it
     // runs this function after that, so there is no need to look once more.

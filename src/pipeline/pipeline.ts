@@ -4,7 +4,7 @@ import type { ChunkRecord, HashAlgorithm, SessionRecord } from "../schema/record
 import { AnchorClaims } from "./anchor-session.ts";
 import { type Closing, closeSession } from "./close-session.ts";
 import { finalizeSession } from "./finalize-session.ts";
-import { OnePerSession } from "./integrate.ts";
+import { OnePerSession, OwnHeads } from "./integrate.ts";
 import { createPatience } from "./patience.ts";
 import type {
   BlobStore,
@@ -87,7 +87,7 @@ export function createPipeline(
   const directory = new SessionDirectory({ store: sessions, keys, clock, observer, patience, hashAlgorithm });
   const { closing } = options;
   const claims = new AnchorClaims(clock, random);
-  const ports = { ...surroundings, patience, background, keys, directory, closing, claims };
+  const ports = { ...surroundings, patience, background, keys, directory, closing, claims, heads: new OwnHeads() };
   const close = new OnePerSession((session) => closeSession(ports, session, stopped));
   const advance = new OnePerSession(async (session) => {
     const advanced = await advanceSession(ports, session, stopped);

@@ -4,6 +4,7 @@ import { asLucidError, type ErrorCode, LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import { ANCHOR_FILE_BYTES_MAX, type AnchorFile, verifyAnchorFile } from "../core/manifest/anchor-file.ts";
 import { CHUNK_LINE_CHARS_MAX, type ManifestChunk } from "../core/manifest/chunk-line.ts";
+import { type ChunkRun, type ChunkRunRequest, ChunkRunsVerifier } from "../core/manifest/chunk-run.ts";
 import { ChunksFileVerifier } from "../core/manifest/chunks-file.ts";
 import type { Manifest } from "../core/manifest/manifest.ts";
 import { manifestFileNames } from "../core/manifest/names.ts";
@@ -49,10 +50,15 @@ export type SessionVerdict =
 /** Throws unless the blob of the chunk is the one of its line; returns the blob's bytes. */
 export type BlobCheck = (chunk: ManifestChunk) => Promise<number>;
 
+/** checkChunkRun in another thread; the lines' buffer may be transferred. */
+export type LineCheck = (request: ChunkRunRequest) => Promise<ChunkRun>;
+
 export interface SessionChecks {
   /** Public keys of 32 bytes: the only ones that are believed. */
   readonly pinnedKeys: readonly Uint8Array[];
   readonly checkBlob?: BlobCheck;
+  /** Checks lines of the chunks file in other threads; not used together with `checkBlob`, whose blobs take longer. */
+  readonly checkLines?: LineCheck;
   /** Told how many chunks are through. */
   readonly onProgress?: (chunks: number) => void;
   readonly signal?: AbortSignal;
@@ -60,6 +66,8 @@ export interface SessionChecks {
 
 /** Blobs that are under way at the same time, so that reading and CPU threads keep one another busy. */
 const BLOBS_AHEAD_MAX = 8;
+/** Blocks of lines that are under way at the same time. */
+const RUNS_AHEAD_MAX = 6;
 const utf8Decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** Ends a verification; what it says is the caller's result, not an error of the program. */
@@ -90,7 +98,11 @@ export async function verifySession(
     );
     await checkCheckpoint(folder, names.checkpoint, manifest, checks);
     const anchor = await checkAnchor(folder, names.anchor, manifest);
-    const { chunks, blobBytes } = await checkChunks(folder, manifest, checks);
+    const { checkBlob, checkLines } = checks;
+    const { chunks, blobBytes } =
+      checkBlob === undefined && checkLines !== undefined
+        ? await checkChunksElsewhere(folder, manifest, checks, checkLines)
+        : await checkChunks(folder, manifest, checks);
     return { ok: true, verified: { manifest, chunks, anchor, blobBytes } };
   } catch (thrown) {
     if (thrown instanceof Refused) return { ok: false, refusal: thrown.refusal };
@@ -168,6 +180,62 @@ async function checkChunks(
     throw refusedChunks(thrown, undefined);
   }
   return { chunks, blobBytes: await blobs.finish() };
+}
+
+/** As checkChunks, with the lines checked by others, a few blocks at a time. */
+async function checkChunksElsewhere(
+  folder: ManifestFolder,
+  manifest: Manifest,
+  { signal, onProgress }: SessionChecks,
+  checkLines: LineCheck,
+): Promise<{ readonly chunks: number; readonly blobBytes: number }> {
+  const verifier = new ChunkRunsVerifier(manifest);
+  const request = {
+    sessionId: manifest.session_metadata.session_id as SessionId,
+    hashAlgorithm: manifest.merkle.hash_algorithm,
+  };
+  const ahead: Promise<ChunkRun>[] = [];
+  let chunks = 0;
+  const settleFirst = async (): Promise<void> => {
+    const run = await ahead.shift();
+    if (run === undefined) return;
+    verifier.addRun(run);
+    chunks += run.count;
+    onProgress?.(chunks);
+  };
+  try {
+    let rest: Uint8Array = new Uint8Array(0);
+    for await (const block of chunksBlocks(folder, manifest)) {
+      signal?.throwIfAborted();
+      verifier.addBytes(block);
+      const end = block.lastIndexOf(0x0a) + 1;
+      const lines = joined(rest, block.subarray(0, end));
+      rest = end === 0 ? joined(rest, block) : block.slice(end);
+      if (rest.byteLength > CHUNK_LINE_CHARS_MAX) break;
+      if (end === 0) continue;
+      const checked = checkLines({ ...request, lines });
+      // Its error is met when its turn comes; until then it must not count as unhandled.
+      checked.catch(() => undefined);
+      ahead.push(checked);
+      if (ahead.length >= RUNS_AHEAD_MAX) await settleFirst();
+    }
+    while (ahead.length > 0) await settleFirst();
+    verifier.finish();
+  } catch (thrown) {
+    const { code } = asLucidError(thrown);
+    if (code === "MANIFEST_INVALID" || code === "TREE_CORRUPT") {
+      throw await firstWrongLine(folder, manifest, thrown);
+    }
+    throw thrown;
+  }
+  return { chunks, blobBytes: 0 };
+}
+
+function joined(left: Uint8Array, right: Uint8Array): Uint8Array<ArrayBuffer> {
+  const both = new Uint8Array(left.byteLength + right.byteLength);
+  both.set(left, 0);
+  both.set(right, left.byteLength);
+  return both;
 }
 
 function chunksBlocks(

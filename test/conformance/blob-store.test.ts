@@ -19,7 +19,7 @@ describe("BlobStore", () => {
       async (length) => {
         const id = `${session()}:0:a`;
         const blob = new Uint8Array(randomBytes(length));
-        await first().blobs.insert(id, owner(id.split(":")[0] as SessionId), blob);
+        await first().blobs.insert(id, owner(id.split(":")[0] as SessionId), new Uint8Array(blob));
         const read = await second().blobs.read(id);
         expect(read).toBeInstanceOf(Uint8Array);
         expect(read?.byteLength).toBe(length);

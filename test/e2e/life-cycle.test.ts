@@ -1,10 +1,8 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { describe, expect, onTestFinished, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { freePort } from "../../deploy/local/free-port.ts";
-import { type LocalServer, startLocalMongodb, startLocalRedis } from "../../deploy/local/servers.ts";
 import {
   Deployment,
   expectEveryEffectOnce,
@@ -12,6 +10,7 @@ import {
   inTurn,
   untilSealed,
 } from "../support/deployment.ts";
+import { OwnServer, ownFolder } from "../support/own-servers.ts";
 import { testServers } from "../support/servers.ts";
 import { bareEnvironment, runProgram, until } from "../support/worker-process.ts";
 
@@ -21,19 +20,6 @@ const servers = testServers();
 function linesAllowed(milliseconds: number): number {
   return Math.ceil(milliseconds / 1000) + 1;
 }
-
-function stopAfterwards(server: LocalServer): LocalServer {
-  onTestFinished(() => server.stop());
-  return server;
-}
-
-function ownFolder(): string {
-  const folder = mkdtempSync(join(tmpdir(), "session-processor-e2e-"));
-  onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
-  return folder;
-}
-
-const say = (): void => undefined;
 
 describe("a worker that starts before its servers", () => {
   const WATCHED_MS = 4_000;
@@ -58,7 +44,7 @@ describe("a worker that starts before its servers", () => {
     expect((await worker.get("/metrics", httpPort)).body).toContain("lucid_ready 0");
 
     // MongoDB first: then it is Redis that it waits for.
-    stopAfterwards(await startLocalMongodb({ say, port: mongoPort, dir: ownFolder() }));
+    await OwnServer.mongodb(mongoPort);
     await until(
       "it waits for Redis",
       () => worker.linesOf("waiting_for").some(({ what }) => what === "redis"),
@@ -71,9 +57,10 @@ describe("a worker that starts before its servers", () => {
     expect(await worker.get("/health", httpPort)).toMatchObject({ status: 200 });
     expect(await worker.get("/ready", httpPort)).toMatchObject({ status: 503 });
 
-    stopAfterwards(await startLocalRedis({ say, port: redisPort, dir: ownFolder() }));
+    await OwnServer.redis(redisPort);
     await worker.untilReady();
-    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
+    // Its own connections to Redis follow within moments.
+    await until("/ready says so", async () => (await worker.get("/ready")).status === 200, 5_000);
     const session = { id: "sess-early", sizes: [10, 5_000] };
     const heard = deployment.listen();
     const producer = deployment.producer();

@@ -15,14 +15,18 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { loadSigningKey } from "../../src/adapters/file/signing-key.ts";
 import { connectMongo, type MongoConnection } from "../../src/adapters/mongo/connection.ts";
 import { ensureIndexes } from "../../src/adapters/mongo/indexes.ts";
+import { LineThreads } from "../../src/adapters/threads/line-threads.ts";
 import { asBuffer, toHex } from "../../src/core/bytes.ts";
+import type { ChunkRun, ChunkRunRequest } from "../../src/core/manifest/chunk-run.ts";
 import { parseInclusionProof } from "../../src/core/merkle/proof-json.ts";
 import { verifyInclusion } from "../../src/core/merkle/proof.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
 import { loadTree, proveConsistency, proveInclusion } from "../../src/pipeline/prove.ts";
+import { verifySession } from "../../src/pipeline/verify-session.ts";
 import { mongoStores, type Stores } from "../conformance/stores.ts";
 import { REPOSITORY } from "../support/planted-tree.ts";
 import {
+  folderWith,
   impatient,
   KEK_TEXT,
   NEVER,
@@ -88,7 +92,8 @@ function run(args: readonly string[], env: Readonly<Record<string, string>> = {}
       env: { PATH: process.env["PATH"], MONGODB_URL: servers.mongodbUrl, ...env },
     };
     execFile(process.execPath, [CLI, ...args], options, (error, stdout, stderr) => {
-      if (error !== null && typeof error.code !== "number") reject(error);
+      if (error !== null && typeof error.code !== "number")
+        reject(new Error("the command did not run to its end", { cause: error }));
       else resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr });
     });
   });
@@ -181,6 +186,32 @@ describe("verify-proof", () => {
     expect(await json(["verify-proof", "early.json", "--key", KEY, "--manifest", manifest])).toEqual(
       expect.objectContaining({ exit: 1, verified: false, reason: "no-trusted-head-of-this-size" }),
     );
+  });
+});
+
+describe("threads that check lines", () => {
+  test("give the verdict of the file as it is, and name the line of a changed one", async () => {
+    const threads = new LineThreads(2);
+    try {
+      const name = session.names.chunks;
+      const sound = session.files.get(name) ?? new Uint8Array(0);
+      const changed = Uint8Array.from(sound);
+      changed[sound.indexOf(0x0a) + 20] = 0x2d;
+      const manifestBytes = readFileSync(manifest);
+      const checks = {
+        pinnedKeys: [PINNED_KEY],
+        checkLines: (request: ChunkRunRequest): Promise<ChunkRun> => threads.check(request),
+      };
+      const verdicts = [sound, changed].map((bytes) =>
+        verifySession(manifestBytes, folderWith(session.files, { [name]: bytes }), checks),
+      );
+      expect(await Promise.all(verdicts)).toEqual([
+        expect.objectContaining({ ok: true }),
+        { ok: false, refusal: expect.objectContaining({ part: "chunks file", place: "line 2" }) as unknown },
+      ]);
+    } finally {
+      await threads.close();
+    }
   });
 });
 

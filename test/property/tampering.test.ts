@@ -10,6 +10,7 @@ import { errorCodeOf } from "../../src/core/errors.ts";
 import type { ChunkId, LeafIndex, SessionId } from "../../src/core/ids.ts";
 import { openChunk, type OpenRequest } from "../../src/core/kernel.ts";
 import type { ManifestChunk } from "../../src/core/manifest/chunk-line.ts";
+import { ChunkRunsVerifier, checkChunkRun } from "../../src/core/manifest/chunk-run.ts";
 import { ChunksFileVerifier } from "../../src/core/manifest/chunks-file.ts";
 import { signManifest } from "../../src/core/manifest/sign.ts";
 import type { Manifest } from "../../src/core/manifest/manifest.ts";
@@ -22,6 +23,7 @@ import { headOfCheckpoint, verifyJsonProof, verifyTextProof } from "../../src/pi
 import {
   hashingBlobCheck,
   openingBlobCheck,
+  type SessionChecks,
   type SessionVerdict,
   verifySession,
 } from "../../src/pipeline/verify-session.ts";
@@ -95,7 +97,7 @@ test("the untouched session is accepted, hashed and opened", async () => {
   expect(await verify()).toEqual(expect.objectContaining({ ok: true }));
   const opened = await verifySession(fileOf(session, session.names.manifest), folderWith(session.files), {
     pinnedKeys,
-    checkBlob: openingBlobCheck(async ({ index }) => session.blobs[index]?.slice(), {
+    checkBlob: openingBlobCheck(async ({ index }) => session.blobs[index], {
       threads: kernelHere,
       keyRing: KEY_RING,
       session: session.record,
@@ -129,9 +131,23 @@ describe("every single-byte change is refused, on a small session", () => {
         return false;
       }
     };
+    // The same by runs of lines, as threads check them.
+    const acceptsRuns = (changed: Uint8Array): boolean => {
+      try {
+        const verifier = new ChunkRunsVerifier(manifest);
+        const { session_id: sessionId } = manifest.session_metadata;
+        const request = { sessionId: sessionId as SessionId, hashAlgorithm: manifest.merkle.hash_algorithm };
+        verifier.addBytes(changed);
+        verifier.addRun(checkChunkRun({ ...request, lines: Uint8Array.from(changed) }));
+        verifier.finish();
+        return true;
+      } catch {
+        return false;
+      }
+    };
     const bytes = fileOf(session, session.names.chunks);
-    expect(accepts(bytes)).toBe(true);
-    expect(await acceptedFlips(bytes, accepts)).toEqual([]);
+    expect([accepts(bytes), acceptsRuns(bytes)]).toEqual([true, true]);
+    expect(await acceptedFlips(bytes, (changed) => accepts(changed) || acceptsRuns(changed))).toEqual([]);
   });
 
   test("anchor file, but for what only the chain can say", async () => {
@@ -464,14 +480,20 @@ test("larger sessions: any byte of any file, changed, removed or added, is refus
     { id: "large", seed: 3, hashAlgorithm: "sha256" },
   );
   const { names, files } = large;
-  const checks = { pinnedKeys };
-  const verdictOn = (name: string, changed: Uint8Array): Promise<SessionVerdict> =>
-    verifySession(
-      name === names.manifest ? changed : fileOf(large, names.manifest),
-      folderWith(files, { [name]: changed }),
-      checks,
-    );
+  const inThreads: SessionChecks = { pinnedKeys, checkLines: async (request) => checkChunkRun(request) };
+  const verdictOn = async (name: string, changed: Uint8Array): Promise<SessionVerdict> => {
+    const manifest = name === names.manifest ? changed : fileOf(large, names.manifest);
+    const folder = folderWith(files, { [name]: changed });
+    const verdict = await verifySession(manifest, folder, { pinnedKeys });
+    // Checked by runs of lines the verdict is the same, place and reason included.
+    expect(await verifySession(manifest, folder, inThreads)).toEqual(verdict);
+    return verdict;
+  };
   expect((await verdictOn(names.chunks, fileOf(large, names.chunks))).ok).toBe(true);
+  for (const cut of [0, 1, 699, 700, 701]) {
+    expect((await verdictOn(names.chunks, fileOf(large, names.chunks).subarray(0, cut))).ok).toBe(false);
+    expect((await verdictOn(names.chunks, fileOf(large, names.chunks).subarray(0, -1 - cut))).ok).toBe(false);
+  }
   await fc.assert(
     fc.asyncProperty(
       fc.constantFrom(names.manifest, names.chunks, names.checkpoint),

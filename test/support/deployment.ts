@@ -162,18 +162,12 @@ export class Deployment {
 /** What a subscriber heard, by event id. */
 export class HeardEvents {
   readonly #byId = new Map<string, LucidEvent>();
-  #deliveries = 0;
-
-  get deliveries(): number {
-    return this.#deliveries;
-  }
 
   get all(): readonly LucidEvent[] {
     return [...this.#byId.values()];
   }
 
   take(event: LucidEvent): void {
-    this.#deliveries += 1;
     this.#byId.set(event.event_id, event);
   }
 

@@ -49,7 +49,7 @@ export const kernelHere: KernelThreads = {
 };
 
 /** Bytes that look random and are the same in every run: BLAKE3 of a counter. */
-export function seededRandom(seed: number): (length: number) => Uint8Array {
+function seededRandom(seed: number): (length: number) => Uint8Array {
   let counter = 0;
   return (length) => blake3(utf8(`${seed}:${counter++}`)).slice(0, length);
 }

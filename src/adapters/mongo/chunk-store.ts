@@ -34,6 +34,9 @@ type InsertOutcome = "inserted" | "index-taken" | "id-taken";
  * The filters name `_id` alone wherever it is known: it carries the session id, and one field more would make the
  * stand-in scan the collection instead of using the index of `_id`.
  */
+/** No job waits for a mark: a while of them goes out together. */
+const MARK_LINGER_MS = 50;
+
 export class MongoChunkStore implements ChunkStore {
   readonly #connection: MongoConnection;
   readonly #chunks: Collection<ChunkDocument>;
@@ -54,6 +57,7 @@ export class MongoChunkStore implements ChunkStore {
     });
     this.#markSent = coalesce({
       lanes: 1,
+      lingerMs: MARK_LINGER_MS,
       itemsMax: MARK_ITEMS_MAX,
       bytesMax: MARK_ITEMS_MAX,
       bytesOf: (ids) => ids.length,

@@ -2,7 +2,7 @@ import { Blake3Hasher } from "@napi-rs/blake-hash";
 import { asBuffer, toHex } from "../bytes.ts";
 import { LucidError } from "../errors.ts";
 import type { SessionId } from "../ids.ts";
-import { ChunksTally } from "./accumulator.ts";
+import { ChunksTally, type ChunksTotals } from "./accumulator.ts";
 import { CHUNK_LINE_CHARS_MAX, type ManifestChunk, parseChunkLine } from "./chunk-line.ts";
 import type { Manifest } from "./manifest.ts";
 
@@ -44,16 +44,28 @@ export class ChunksFileVerifier {
 
   /** At the end of the file. Throws MANIFEST_INVALID unless it is the file of the manifest. */
   finish(): void {
-    if (this.#rest !== "") throw differs("its last line is cut off");
-    const { session_metadata: session, merkle, chunks_file: file, total_checksum } = this.#manifest;
-    const totals = this.#tally.totals();
-    if (totals.count !== file.count) throw differs("it has another number of lines");
-    if (toHex(totals.root) !== merkle.root_hash) throw differs("its chunks make another Merkle root");
-    if (toHex(totals.totalChecksum) !== total_checksum) throw differs("its blobs make another checksum");
-    if (totals.originalBytes !== session.total_size) throw differs("its chunks have another total size");
-    if (totals.codecs.join() !== session.compression_algorithms.join()) throw differs("it has other codecs");
-    if (toHex(this.#fileHasher.digestBuffer()) !== file.blake3) throw differs("its BLAKE3 is another");
+    if (this.#rest !== "") throw cutOff();
+    requireChunksOfManifest(this.#manifest, this.#tally.totals(), this.#fileHasher.digestBuffer());
   }
+}
+
+/** What a chunks file says as a whole against its manifest. Throws MANIFEST_INVALID. */
+export function requireChunksOfManifest(
+  manifest: Manifest,
+  totals: ChunksTotals,
+  fileBlake3: Uint8Array,
+): void {
+  const { session_metadata: session, merkle, chunks_file: file, total_checksum } = manifest;
+  if (totals.count !== file.count) throw differs("it has another number of lines");
+  if (toHex(totals.root) !== merkle.root_hash) throw differs("its chunks make another Merkle root");
+  if (toHex(totals.totalChecksum) !== total_checksum) throw differs("its blobs make another checksum");
+  if (totals.originalBytes !== session.total_size) throw differs("its chunks have another total size");
+  if (totals.codecs.join() !== session.compression_algorithms.join()) throw differs("it has other codecs");
+  if (toHex(fileBlake3) !== file.blake3) throw differs("its BLAKE3 is another");
+}
+
+export function cutOff(): LucidError {
+  return differs("its last line is cut off");
 }
 
 function differs(how: string): LucidError {
