@@ -87,7 +87,16 @@ export function createPipeline(
   const directory = new SessionDirectory({ store: sessions, keys, clock, observer, patience, hashAlgorithm });
   const { closing } = options;
   const claims = new AnchorClaims(clock, random);
-  const ports = { ...surroundings, patience, background, keys, directory, closing, claims, heads: new OwnHeads() };
+  const ports = {
+    ...surroundings,
+    patience,
+    background,
+    keys,
+    directory,
+    closing,
+    claims,
+    heads: new OwnHeads(),
+  };
   const close = new OnePerSession((session) => closeSession(ports, session, stopped));
   const advance = new OnePerSession(async (session) => {
     const advanced = await advanceSession(ports, session, stopped);

@@ -250,6 +250,7 @@ export type PipelineEvent =
   | { readonly kind: "session-anchored"; readonly sessionId: SessionId; readonly seconds: number }
   | { readonly kind: "anchor-delayed"; readonly sessionId: SessionId; readonly code: ErrorCode }
   | { readonly kind: "unanchored"; readonly sessions: number; readonly oldestSeconds: number }
+  | { readonly kind: "payload-left"; readonly sessionId: SessionId; readonly code: ErrorCode }
   | { readonly kind: "mark-lost"; readonly code: ErrorCode }
   | { readonly kind: "outbox"; readonly pending: number; readonly oldestSeconds: number }
   | { readonly kind: "events-swept"; readonly count: number }

@@ -4,7 +4,7 @@ import { plainMac } from "../core/encrypt/commit.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SealedChunk } from "../core/kernel.ts";
 import type { LeafIndex, SessionId } from "../core/ids.ts";
-import type { CommittedStub } from "../schema/job.ts";
+import type { CommittedStub, PayloadRef } from "../schema/job.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import { chunkCompletedEventId } from "./event-ids.ts";
 import type { OnePerSession } from "./integrate.ts";
@@ -128,11 +128,21 @@ async function finishCommitted(
   await timed(pipeline, "relay", () => relayChunkCompleted(pipeline, chunk, signal));
   // Dies here: the payload is left behind until its TTL, and the job is delivered once more, to end in step 1.
 
-  if (job?.source.kind === "reference") {
-    const { ref } = job.source;
-    await pipeline.patience("payloads.remove", signal, () => pipeline.payloads.remove(job.sessionId, ref));
-  }
+  if (job?.source.kind === "reference") removePayload(pipeline, job.sessionId, job.source.ref, signal);
   return chunk;
+}
+
+/** Nobody waits for it: what is left behind by a failure or a death goes by its TTL. */
+function removePayload(
+  { background, patience, payloads, observer }: ChunkPipeline,
+  session: SessionId,
+  ref: PayloadRef,
+  signal: AbortSignal,
+): void {
+  background.add(
+    patience("payloads.remove", signal, () => payloads.remove(session, ref)),
+    (code) => observer.report({ kind: "payload-left", sessionId: session, code }),
+  );
 }
 
 /** Same chunk again: finish what its first delivery may have left undone. Other bytes or id: the first stays. */

@@ -9,6 +9,8 @@ import { asRedisError, throwRedisError } from "./errors.ts";
 
 /** Keys of one UNLINK. Redis frees them in the background. */
 const UNLINK_COUNT_MAX = 256;
+/** No job waits for its payload to go: a while of them goes together. */
+const UNLINK_LINGER_MS = 20;
 
 export interface RedisPayloadStore extends PayloadStore {
   /** Puts bytes under a key that only jobs of this session may name; gone after `ttlSeconds` at the latest. */
@@ -34,6 +36,7 @@ export function createRedisPayloadStore(target: RedisTarget): RedisPayloadStore 
     },
     itemsMax: UNLINK_COUNT_MAX,
     lanes: 1,
+    lingerMs: UNLINK_LINGER_MS,
   });
 
   return {

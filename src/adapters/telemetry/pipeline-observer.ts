@@ -88,6 +88,11 @@ export function createObserver(log: Log, metrics: Metrics): Observer {
       metrics.set("unanchored_sessions", {}, sessions);
       metrics.set("unanchored_oldest_age_seconds", {}, oldestSeconds);
     },
+    "payload-left": ({ sessionId, code }) =>
+      log.event("payload_cleanup_failed", {
+        session_id: sessionId,
+        err: new LucidError(code, "the payload stays until its time to live ends"),
+      }),
     "mark-lost": ({ code }) =>
       log.event("relay_failed", {
         err: new LucidError(code, "an event stays pending; the sweeper announces it again"),
