@@ -1,6 +1,6 @@
 import { createWriteStream } from "node:fs";
 import { rename, rm } from "node:fs/promises";
-import { Writable } from "node:stream";
+import type { Writable } from "node:stream";
 import { InvalidArgumentError, type Command } from "commander";
 import { CpuThreads } from "../adapters/threads/cpu-threads.ts";
 import { loadProcessConfig } from "../config.ts";

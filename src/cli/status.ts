@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import { createQueueStats } from "../adapters/bullmq/queue-stats.ts";
 import { type Config, loadProcessConfig } from "../config.ts";
@@ -37,7 +38,7 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
   try {
     const deadlineMs = performance.now() + CONNECT_DEADLINE_MS;
     while (!stats.connected && performance.now() < deadlineMs) {
-      await new Promise((resolve) => setTimeout(resolve, CONNECT_POLL_MS));
+      await sleep(CONNECT_POLL_MS);
     }
     const queues = await stats.read();
     output.result(

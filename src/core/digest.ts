@@ -1,9 +1,6 @@
 import { hash } from "node:crypto";
 import { blake3 as nativeBlake3 } from "@napi-rs/blake-hash";
 
-/** Bytes of a BLAKE3 or SHA-256 digest. */
-export const DIGEST_BYTES = 32;
-
 /**
  * BLAKE3, 32 bytes, by the native implementation: it reads the view in place, where a portable one would take
  * four times as long as the compression. Tests hold it against @noble/hashes.

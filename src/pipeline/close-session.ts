@@ -1,4 +1,4 @@
-import type { KeyObject } from "node:crypto";
+import type { PrivateKey } from "../core/manifest/sign.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { SessionRecord } from "../schema/record.ts";
@@ -11,7 +11,7 @@ import { writeManifest } from "./write-manifest.ts";
 /** What is done for a session after its seal, as far as it is configured. */
 export interface Closing {
   /** Without a key there is no manifest, no checkpoint and no anchor. */
-  readonly signingKey: KeyObject | undefined;
+  readonly signingKey: PrivateKey | undefined;
   readonly engine: AnchoringEngine | undefined;
 }
 

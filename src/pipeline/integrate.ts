@@ -8,7 +8,7 @@ import type { Patience } from "./patience.ts";
 import type { ChunkStore, CommittedLeaf, Observer, SessionStore, TileStore } from "./ports.ts";
 
 /** Leaves that one compare-and-swap takes into the tree at most: one tile's width. */
-export const INTEGRATE_LEAVES_MAX = 256;
+const INTEGRATE_LEAVES_MAX = 256;
 /** Lost races in a row before a run gives up; each one means that another worker has moved the tree on. */
 const CONFLICTS_MAX = 1_000;
 

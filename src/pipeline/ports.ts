@@ -100,8 +100,8 @@ export interface CommittedLeaf {
 /** Sealed bytes under ids of one attempt each, written once. */
 export interface BlobStore {
   /**
-   * Durable when it returns, and the blob's memory is then the store's: it may be gone. The same id again is taken as the same
-   * attempt's retry.
+   * Durable when it returns; the store then holds no more of `blob`, which is as it was and the caller's to release. The same
+   * id again is taken as the same attempt's retry.
    */
   insert(id: string, owner: ChunkKey, blob: Uint8Array): Promise<void>;
   read(id: string): Promise<Uint8Array | undefined>;

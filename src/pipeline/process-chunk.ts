@@ -4,6 +4,7 @@ import { plainMac } from "../core/encrypt/commit.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SealedChunk } from "../core/kernel.ts";
 import type { LeafIndex, SessionId } from "../core/ids.ts";
+import { release } from "../core/scratch.ts";
 import type { CommittedStub, PayloadRef } from "../schema/job.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import { chunkCompletedEventId } from "./event-ids.ts";
@@ -80,6 +81,8 @@ export async function processChunk(
       pipeline.blobs.insert(chunk.blobId, job, sealed.blob),
     );
   }
+  // Not before: the bytes may have been needed once more. Left to the garbage collector they pile up.
+  release(sealed.blob);
   pipeline.observer.report({
     kind: "chunk-committed",
     chunk,

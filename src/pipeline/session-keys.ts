@@ -9,8 +9,8 @@ import type { SessionRecord, WrappedSecret } from "../schema/record.ts";
 import type { Clock, KernelThreads, Observer, RandomBytes } from "./ports.ts";
 
 /** An epoch ends at whichever comes first (contract §7); its age limit is KEY_ROTATION_INTERVAL. */
-export const EPOCH_CHUNKS_MAX = 2 ** 20;
-export const EPOCH_BYTES_MAX = 64 * 2 ** 30;
+const EPOCH_CHUNKS_MAX = 2 ** 20;
+const EPOCH_BYTES_MAX = 64 * 2 ** 30;
 /** Sessions whose keys stay derived; one that is pushed out starts a new epoch when it comes back. */
 const SESSIONS_CACHED_MAX = 1_024;
 const FIRST_KEY_VERSION = 1;

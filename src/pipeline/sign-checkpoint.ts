@@ -1,4 +1,4 @@
-import type { KeyObject } from "node:crypto";
+import type { PrivateKey } from "../core/manifest/sign.ts";
 import { bytesEqual } from "../core/bytes.ts";
 import { LucidError } from "../core/errors.ts";
 import { type Checkpoint, signCheckpoint, signNextCheckpoint } from "../core/merkle/checkpoint.ts";
@@ -13,7 +13,7 @@ export interface CheckpointPorts {
   readonly chunks: ChunkStore;
   readonly tiles: TileStore;
   /** Ed25519. */
-  readonly signingKey: KeyObject;
+  readonly signingKey: PrivateKey;
   readonly patience: Patience;
   readonly observer: Observer;
 }

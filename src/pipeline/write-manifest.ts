@@ -1,10 +1,9 @@
-import type { KeyObject } from "node:crypto";
 import { utf8 } from "../core/bytes.ts";
 import { asLucidError, errorCodeOf, LucidError } from "../core/errors.ts";
 import { ManifestAccumulator } from "../core/manifest/accumulator.ts";
 import { composeManifest } from "../core/manifest/manifest.ts";
 import { manifestFileNames, manifestId } from "../core/manifest/names.ts";
-import { signManifest } from "../core/manifest/sign.ts";
+import { type PrivateKey, signManifest } from "../core/manifest/sign.ts";
 import { sealedSession } from "../schema/manifest.ts";
 import type { SessionRecord } from "../schema/record.ts";
 import { signedCheckpoint } from "./sign-checkpoint.ts";
@@ -32,7 +31,7 @@ export interface ManifestPorts {
   readonly manifests: ManifestStore;
   readonly files: ManifestFiles;
   /** Ed25519. */
-  readonly signingKey: KeyObject;
+  readonly signingKey: PrivateKey;
   readonly patience: Patience;
   readonly clock: Clock;
   readonly observer: Observer;

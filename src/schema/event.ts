@@ -8,7 +8,6 @@ export const EVENT_TYPES = [
   "session.anchored",
   "session.gap",
 ] as const;
-export type EventType = (typeof EVENT_TYPES)[number];
 
 const header = {
   event_id: z.string().regex(/^[A-Za-z0-9_.-]{1,300}$/),

@@ -33,7 +33,7 @@ export const payloadRefSchema = z.discriminatedUnion("store", [
 export type PayloadRef = z.infer<typeof payloadRefSchema>;
 
 export const CODECS = ["zstd", "lz4", "brotli", "none"] as const;
-export const compressionSchema = z.strictObject({
+const compressionSchema = z.strictObject({
   algorithm: z.enum(CODECS),
   level: z.number().int().min(-131072).max(22).optional(),
 });
@@ -79,7 +79,6 @@ export const finalizeSessionDataSchema = z.strictObject({
   ended_at: isoTime.optional(),
   metadata: jsonObject.optional(),
 });
-export type FinalizeSessionData = z.infer<typeof finalizeSessionDataSchema>;
 
 /** Small, because BullMQ copies it into the queue's event stream. */
 export interface ProcessChunkReturn {

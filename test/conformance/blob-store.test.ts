@@ -19,10 +19,12 @@ describe("BlobStore", () => {
       async (length) => {
         const id = `${session()}:0:a`;
         const blob = new Uint8Array(randomBytes(length));
-        await first().blobs.insert(id, owner(id.split(":")[0] as SessionId), new Uint8Array(blob));
+        await first().blobs.insert(id, owner(id.split(":")[0] as SessionId), blob);
         const read = await second().blobs.read(id);
         expect(read).toBeInstanceOf(Uint8Array);
         expect(read?.byteLength).toBe(length);
+        // Also that the caller still has its bytes: an attempt that was frozen inserts them again.
+        expect(blob.byteLength).toBe(length);
         expect(Buffer.compare(read ?? new Uint8Array(), blob)).toBe(0);
       },
     );

@@ -125,7 +125,8 @@ export function startWorker(shared: Shared, options: WorkerOptions = {}): Worker
   const reports: PipelineEvent[] = [];
   const observer = { report: (event: PipelineEvent) => void reports.push(event) };
   const { clock } = shared;
-  const worker = (workers += 1);
+  workers += 1;
+  const worker = workers;
   let drawn = 0;
   const random = (length: number): Uint8Array => {
     const bytes = new Uint8Array(length);

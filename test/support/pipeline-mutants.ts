@@ -81,10 +81,14 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
     edits: [
       {
         file: INTEGRATE,
-        from: "      record = await readSession(stores, session, signal);\n      continue;\n",
-        to: "      return readSession(stores, session, signal);\n",
+        from: '"tree-conflict", sessionId: session });\n      record = undefined;\n      continue;\n',
+        to: '"tree-conflict", sessionId: session });\n      return readSession(stores, session, signal);\n',
       },
     ],
+  },
+  {
+    name: "integrate takes its own old head for the session as it is",
+    edits: [{ file: INTEGRATE, from: "if (!isUnproven) return record;", to: "return record;" }],
   },
   {
     name: "integrate goes beyond the proposed count",

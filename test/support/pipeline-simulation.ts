@@ -347,7 +347,8 @@ class Simulation {
     job.tries += 1;
     job.state = "active";
     job.holder = worker;
-    const lock = (job.lock += 1);
+    job.lock += 1;
+    const { lock } = job;
     const cut = new AbortController();
     this.#startTrouble(job, lock, cut);
     this.#run(job, worker, cut.signal).then(

@@ -26,7 +26,9 @@ export class VirtualTime {
     if (next.happen !== undefined) {
       await next.happen();
       // A turn of the event loop: all promises that can settle have then settled.
-      await new Promise<void>((resolve) => setImmediate(resolve));
+      await new Promise<void>((resolve) => {
+        setImmediate(resolve);
+      });
     }
     return true;
   }

@@ -151,7 +151,7 @@ export function keepJobs({ ageSeconds, count }: Retention): { age: number; count
 }
 
 /** Exponential, between half and all of the step: jobs that failed together don't come back together. */
-export function retryPauseMs(attemptsMade: number, firstMs: number): number {
+function retryPauseMs(attemptsMade: number, firstMs: number): number {
   const step = Math.min(firstMs * 2 ** (attemptsMade - 1), RETRY_PAUSE_MAX_MS);
   return Math.max(1, Math.round(step * (0.5 + Math.random() / 2)));
 }

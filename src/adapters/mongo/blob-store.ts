@@ -1,6 +1,5 @@
 import type { Collection } from "mongodb";
 import { LucidError } from "../../core/errors.ts";
-import { release } from "../../core/scratch.ts";
 import type { BlobEntry, BlobStore, ChunkKey } from "../../pipeline/ports.ts";
 import { coalesce } from "../coalesce.ts";
 import type { MongoConnection } from "./connection.ts";
@@ -40,16 +39,12 @@ export class MongoBlobStore implements BlobStore {
     });
   }
 
-  /**
-   * `blob` is not copied before it is sent: it must stay as it is, and must not be transferred, until this settles. Then the
-   * driver has copied it, and its memory is given back at once; left to the garbage collector it piles up.
-   */
+  /** `blob` is not copied before it is sent: it must stay as it is, and must not be transferred, until this settles. */
   async insert(id: string, owner: ChunkKey, blob: Uint8Array): Promise<void> {
     assertOwner(id, owner);
     const document = blobDocument(id, owner, blob);
     if (blob.byteLength <= GATHERED_BLOB_BYTES_MAX) await this.#insertSmall(document);
     else await this.#insertMany([document]);
-    release(blob);
   }
 
   async read(id: string): Promise<Uint8Array | undefined> {

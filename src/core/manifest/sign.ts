@@ -7,6 +7,9 @@ import { formFaultOf } from "./form.ts";
 import { inconsistencyOf, type Manifest, type ManifestSignature, type UnsignedManifest } from "./manifest.ts";
 import { keyIdOf, publicKeyObject } from "./public-key.ts";
 
+/** An Ed25519 private key; only core and the file adapter look into it. */
+export type PrivateKey = KeyObject;
+
 /** In the order in which they are looked for. */
 export type ManifestFault =
   | "too-large"
