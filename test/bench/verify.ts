@@ -68,7 +68,8 @@ function folderOf(files: ReadonlyMap<string, Uint8Array>): ManifestFolder {
     read: async (name) => files.get(name),
     async *stream(name) {
       const bytes = files.get(name);
-      for (let at = 0; bytes !== undefined && at < bytes.byteLength; at += CHUNK_BYTES) {
+      if (bytes === undefined) return;
+      for (let at = 0; at < bytes.byteLength; at += CHUNK_BYTES) {
         yield bytes.subarray(at, at + CHUNK_BYTES);
       }
     },
