@@ -1,6 +1,7 @@
 import { MongoBlobStore } from "../adapters/mongo/blob-store.ts";
 import { MongoChunkStore } from "../adapters/mongo/chunk-store.ts";
 import { connectMongo } from "../adapters/mongo/connection.ts";
+import { MongoManifestStore } from "../adapters/mongo/manifest-store.ts";
 import { MongoSessionStore } from "../adapters/mongo/session-store.ts";
 import { MongoTileStore } from "../adapters/mongo/tile-store.ts";
 import { SERVICE } from "../version.ts";
@@ -10,6 +11,7 @@ export interface OpenStores {
   readonly chunks: MongoChunkStore;
   readonly blobs: MongoBlobStore;
   readonly tiles: MongoTileStore;
+  readonly manifests: MongoManifestStore;
   close(): Promise<void>;
 }
 
@@ -21,6 +23,7 @@ export async function openStores(mongodbUrl: string): Promise<OpenStores> {
     chunks: new MongoChunkStore(mongo),
     blobs: new MongoBlobStore(mongo),
     tiles: new MongoTileStore(mongo),
+    manifests: new MongoManifestStore(mongo),
     close: () => mongo.close(),
   };
 }

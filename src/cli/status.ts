@@ -2,14 +2,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import { createQueueStats } from "../adapters/bullmq/queue-stats.ts";
 import { type Config, loadProcessConfig } from "../config.ts";
-import { toHex } from "../core/bytes.ts";
 import { LucidError } from "../core/errors.ts";
 import { sessionId } from "../core/ids.ts";
-import { missingRanges } from "../pipeline/sweep.ts";
 import { QUEUE_CHUNKS, QUEUE_CONTROL } from "../schema/job.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { openStores } from "./open-stores.ts";
-import { formatBytes, formatTable, type Output } from "./output.ts";
+import { formatTable, type Output } from "./output.ts";
+import { manifestIdOf, sessionReport } from "./session-report.ts";
 
 /** Later chunks that a look for gaps takes in. */
 const GAP_WINDOW_CHUNKS = 1_000;
@@ -73,52 +72,12 @@ async function sessionStatus(output: Output, config: Config, text: string): Prom
     }
     const later =
       record.state === "open" ? await stores.chunks.beyond(session, record.tree.size, GAP_WINDOW_CHUNKS) : [];
-    const missing =
-      record.state === "open" ? missingRanges(record.tree.size, later, record.expectedCount) : [];
-    const root = record.tree.root === undefined ? null : toHex(record.tree.root);
-    output.result(
-      {
-        session_id: session,
-        state: record.state,
-        tree_size: record.tree.size,
-        root_hash: root,
-        hash_algorithm: record.hashAlgorithm,
-        expected_count: record.expectedCount ?? null,
-        waiting_for_gap: later.length,
-        missing,
-        original_bytes: record.totals.originalBytes,
-        stored_bytes: record.totals.storedBytes,
-        created_at: record.createdAt.toISOString(),
-        sealed_at: record.sealedAt?.toISOString() ?? null,
-        sealed_event: record.sealedEvent ?? null,
-        key_versions: record.keys.map(({ keyVersion, kekVersion }) => ({
-          key_version: keyVersion,
-          kek_version: kekVersion,
-        })),
-      },
-      formatTable([
-        ["session", session],
-        ["state", record.state],
-        ["chunks in tree", `${record.tree.size}${expectedText(record.expectedCount)}`],
-        ["root", root === null ? "(empty)" : `${root} (${record.hashAlgorithm})`],
-        [
-          "bytes",
-          `${formatBytes(record.totals.originalBytes)}, stored ${formatBytes(record.totals.storedBytes)}`,
-        ],
-        ["missing", missing.length === 0 ? "none" : missing.map(rangeText).join(", ")],
-        ["behind a gap", `${later.length} chunks`],
-      ]),
-    );
-    return missing.length === 0 ? 0 : EXIT_FAILURE;
+    const id = manifestIdOf(record);
+    const manifest = id === undefined ? undefined : await stores.manifests.find(id);
+    const report = sessionReport({ record, later, manifest });
+    output.result(report.json, report.text);
+    return report.healthy ? 0 : EXIT_FAILURE;
   } finally {
     await stores.close();
   }
-}
-
-function expectedText(count: number | undefined): string {
-  return count === undefined ? " (not finalized)" : ` of ${count}`;
-}
-
-function rangeText([first, last]: readonly [number, number]): string {
-  return first === last ? String(first) : `${first}–${last}`;
 }

@@ -194,6 +194,14 @@ function sum(leaves: readonly CommittedLeaf[], of: (leaf: CommittedLeaf) => numb
   return leaves.reduce((total, leaf) => total + of(leaf), 0);
 }
 
+/** A run and those who wait for the one after it. */
+interface Turn {
+  /** False until the run takes its first look at the stores. */
+  begun: boolean;
+  readonly current: Promise<SessionRecord>;
+  next?: Promise<SessionRecord>;
+}
+
 /**
  * Runs at most one `run` per session at a time in this process. A call that arrives during a run waits for the next
  * one, which starts after the call and so sees its commit; all calls of that time share it. That is what makes the
@@ -201,33 +209,36 @@ function sum(leaves: readonly CommittedLeaf[], of: (leaf: CommittedLeaf) => numb
  */
 export class OnePerSession {
   readonly #run: (session: SessionId) => Promise<SessionRecord>;
-  readonly #running = new Map<
-    SessionId,
-    { current: Promise<SessionRecord>; next?: Promise<SessionRecord> }
-  >();
+  readonly #running = new Map<SessionId, Turn>();
 
   constructor(run: (session: SessionId) => Promise<SessionRecord>) {
     this.#run = run;
   }
 
   request(session: SessionId): Promise<SessionRecord> {
-    const slot = this.#running.get(session);
-    if (slot === undefined) return this.#start(session);
-    slot.next ??= slot.current.then(
+    const turn = this.#running.get(session);
+    if (turn === undefined) return this.#start(session);
+    if (!turn.begun) return turn.current;
+    turn.next ??= turn.current.then(
       () => this.#start(session),
       () => this.#start(session),
     );
-    return slot.next;
+    return turn.next;
   }
 
+  // One microtask later: chunks that one command has committed call one after another, without a pause in between. Were the
+  // first to begin at once, a second run, for all the others, would find that the first had taken their leaves too.
   #start(session: SessionId): Promise<SessionRecord> {
-    const current = this.#run(session);
-    const slot: { current: Promise<SessionRecord>; next?: Promise<SessionRecord> } = { current };
-    this.#running.set(session, slot);
-    const finish = () => {
-      if (slot.next === undefined && this.#running.get(session) === slot) this.#running.delete(session);
+    const begin = (): Promise<SessionRecord> => {
+      turn.begun = true;
+      return this.#run(session);
     };
-    current.then(finish, finish);
-    return current;
+    const turn: Turn = { begun: false, current: Promise.resolve().then(begin) };
+    this.#running.set(session, turn);
+    const finish = () => {
+      if (turn.next === undefined && this.#running.get(session) === turn) this.#running.delete(session);
+    };
+    turn.current.then(finish, finish);
+    return turn.current;
   }
 }

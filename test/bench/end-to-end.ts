@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Redis } from "ioredis";
 import type { LocalServers } from "../../deploy/local/servers.ts";
 import { dropTrial, type Trial, trialOn } from "../../deploy/local/trial.ts";
 import { type LocalWorker, startLocalWorker } from "../../deploy/local/worker.ts";
@@ -7,12 +8,13 @@ import { createEventConsumer, type EventConsumer } from "../../src/adapters/bull
 import { createProducer, type Producer } from "../../src/adapters/bullmq/producer.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import type { LucidEvent } from "../../src/schema/event.ts";
+import { OutsideLoad, rssBytes, rssPeakBytes } from "./machine.ts";
 import { type DataKind, sampleChunk } from "./sample-data.ts";
 
 /** Chunks of a run that are not counted: connections, compilation and the first key derivation are in them. */
 const WARM_UP_SHARE = 0.15;
 const SAMPLES = 64;
-const RSS_INTERVAL_MS = 200;
+const RSS_INTERVAL_MS = 50;
 const RUN_TIMEOUT_MS = 300_000;
 const NO_BACK_PRESSURE = 1_000_000;
 
@@ -32,8 +34,16 @@ export interface Throughput {
   readonly workerCpuMsPerChunk: number;
   readonly mongoCommandsPerChunk: number;
   readonly redisCommandsPerChunk: number;
+  /** All of it, from the ready worker to session.sealed at a subscriber: with JIT, key derivation and the last marks. */
+  readonly mbPerSToSeal: number;
+  /** Calls that the server counted for the worker's own GETRANGE, which nobody else sends: 1 a chunk. */
+  readonly redisServerReadsPerChunk: number;
+  /** All calls that the server counted: the subscriber's too, and those inside of BullMQ's scripts. */
+  readonly redisServerCallsPerChunk: number;
+  /** Cores that other programs used meanwhile; absent where the system doesn't say. */
+  readonly outsideCores?: number;
   readonly rssMbPeak: number;
-  /** Highest since the last mark, by chunk count. */
+  /** Highest between the mark before and this one, by chunk count. */
   readonly rssMbAt: Readonly<Record<string, number>>;
 }
 
@@ -56,33 +66,62 @@ async function runWorker(trial: Trial, servers: LocalServers, load: Load): Promi
   const warmUp = Math.floor(load.chunks * WARM_UP_SHARE);
   const watch = new EventWatch(trial);
   const worker = await startLocalWorker({ dir: servers.folder, env: { ...trial.env, ...load.env } });
+  const readyMs = performance.now();
   const memory = new MemoryWatch(worker);
+  const server = new Redis(trial.redisUrl);
   try {
-    const marks = (load.memoryAt ?? []).map(async (count): Promise<readonly [string, number]> => {
-      await watch.until(count);
-      return [String(count), await memory.now()];
-    });
+    const rssMbAt = marksOf(load.memoryAt ?? [], watch, memory);
+    const sealed = watch.untilSealed();
     await watch.until(warmUp);
-    const before = await readMetrics(worker);
+    const [before, served] = [await readMetrics(worker), await callsServed(server)];
+    const outside = new OutsideLoad([process.pid, worker.pid, servers.redis.pid, servers.mongodb.pid]);
     const startedMs = performance.now();
     await watch.until(load.chunks);
     const seconds = (performance.now() - startedMs) / 1000;
-    const after = await readMetrics(worker);
+    const outsideCores = outside.cores();
+    const [after, servedAfter] = [await readMetrics(worker), await callsServed(server)];
     const counted = after.chunks - before.chunks;
+    await sealed;
     return {
       mbPerS: (counted * load.chunkBytes) / 1e6 / seconds,
+      mbPerSToSeal: (load.chunks * load.chunkBytes) / 1e3 / (performance.now() - readyMs),
       chunksPerS: counted / seconds,
       workerCpuMsPerChunk: ((after.cpuSeconds - before.cpuSeconds) * 1000) / counted,
       mongoCommandsPerChunk: (after.mongoCommands - before.mongoCommands) / counted,
       redisCommandsPerChunk: (after.redisCommands - before.redisCommands) / counted,
-      rssMbAt: Object.fromEntries(await Promise.all(marks)),
-      rssMbPeak: await memory.stop(),
+      redisServerReadsPerChunk: (servedAfter.reads - served.reads) / counted,
+      redisServerCallsPerChunk: (servedAfter.all - served.all) / counted,
+      ...(outsideCores === undefined ? {} : { outsideCores }),
+      rssMbAt: await rssMbAt,
+      rssMbPeak: memory.stop(),
     };
   } finally {
-    await memory.stop();
+    memory.stop();
+    server.disconnect();
     await watch.close();
     await worker.stop();
   }
+}
+
+async function marksOf(
+  counts: readonly number[],
+  watch: EventWatch,
+  memory: MemoryWatch,
+): Promise<Readonly<Record<string, number>>> {
+  const marks: Record<string, number> = {};
+  for (const count of counts) {
+    await watch.until(count);
+    marks[count] = memory.peakSinceLastMark();
+  }
+  return marks;
+}
+
+/** INFO commandstats: the second opinion on what the worker says that it sends. */
+async function callsServed(server: Redis): Promise<{ readonly all: number; readonly reads: number }> {
+  const lines = [...(await server.info("commandstats")).matchAll(/^cmdstat_([^:]+):calls=(\d+)/gm)];
+  const all = lines.reduce((sum, [, , calls]) => sum + Number(calls), 0);
+  const reads = Number(lines.find(([, name]) => name === "getrange")?.[2] ?? 0);
+  return { all, reads };
 }
 
 export interface LatencyMs {
@@ -167,6 +206,7 @@ class EventWatch {
   readonly #seen = new Set<string>();
   readonly #waiting = new Set<{ readonly count: number; readonly resolve: () => void }>();
   readonly #consumer: EventConsumer;
+  readonly #sealed = Promise.withResolvers<void>();
 
   constructor(trial: Trial, onEvent: (event: LucidEvent) => void = () => undefined) {
     this.#consumer = createEventConsumer({
@@ -179,6 +219,7 @@ class EventWatch {
         onEvent(event);
         if (event.type === "chunk.failed") throw new Error(`a chunk failed: ${event.error.code}`);
         if (event.type === "chunk.completed") this.#count(event.event_id);
+        if (event.type === "session.sealed") this.#sealed.resolve();
       },
     });
   }
@@ -193,6 +234,15 @@ class EventWatch {
     );
     this.#waiting.add(waiting);
     await promise;
+    clearTimeout(late);
+  }
+
+  async untilSealed(): Promise<void> {
+    const late = setTimeout(
+      () => this.#sealed.reject(new Error("the session was not sealed in time")),
+      RUN_TIMEOUT_MS,
+    );
+    await this.#sealed.promise;
     clearTimeout(late);
   }
 
@@ -213,7 +263,6 @@ class EventWatch {
 interface WorkerMetrics {
   readonly chunks: number;
   readonly cpuSeconds: number;
-  readonly rssBytes: number;
   readonly mongoCommands: number;
   readonly redisCommands: number;
 }
@@ -229,31 +278,40 @@ async function readMetrics({ port }: LocalWorker): Promise<WorkerMetrics> {
   return {
     chunks: sum('lucid_chunks_total{outcome="committed"'),
     cpuSeconds: sum("lucid_process_cpu_seconds_total"),
-    rssBytes: sum("lucid_process_resident_memory_bytes"),
     mongoCommands: sum("lucid_mongodb_commands_total"),
     redisCommands: sum("lucid_redis_commands_total"),
   };
 }
 
-/** Samples the worker's resident memory; the highest is the peak. */
+/** The worker's resident memory, sampled for the marks; the peak is the operating system's own. Not a number without /proc. */
 class MemoryWatch {
-  readonly #worker: LocalWorker;
+  readonly #pid: number;
   readonly #timer: NodeJS.Timeout;
-  #peakBytes = 0;
+  #peakBytes = Number.NaN;
+  #peakSinceMark = Number.NaN;
 
-  constructor(worker: LocalWorker) {
-    this.#worker = worker;
-    this.#timer = setInterval(() => void this.now().catch(() => undefined), RSS_INTERVAL_MS);
+  constructor({ pid }: LocalWorker) {
+    this.#pid = pid;
+    this.#timer = setInterval(() => this.#sample(), RSS_INTERVAL_MS);
   }
 
-  async now(): Promise<number> {
-    const { rssBytes } = await readMetrics(this.#worker);
-    this.#peakBytes = Math.max(this.#peakBytes, rssBytes);
-    return rssBytes / 2 ** 20;
+  /** MiB. */
+  peakSinceLastMark(): number {
+    this.#sample();
+    const peak = this.#peakSinceMark;
+    this.#peakSinceMark = Number.NaN;
+    return peak / 2 ** 20;
   }
 
-  async stop(): Promise<number> {
+  /** MiB, of the worker's whole life. */
+  stop(): number {
     clearInterval(this.#timer);
+    this.#peakBytes = rssPeakBytes(this.#pid) ?? this.#peakBytes;
     return this.#peakBytes / 2 ** 20;
+  }
+
+  #sample(): void {
+    const bytes = rssBytes(this.#pid) ?? Number.NaN;
+    this.#peakSinceMark = Math.max(bytes, Number.isNaN(this.#peakSinceMark) ? 0 : this.#peakSinceMark);
   }
 }

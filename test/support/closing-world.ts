@@ -235,7 +235,7 @@ export async function grow(
 }
 
 /** Moves the tree on over what is committed. */
-export function integrateNow(shared: Shared, session: SessionId): Promise<SessionRecord> {
+function integrateNow(shared: Shared, session: SessionId): Promise<SessionRecord> {
   const observer = { report: () => undefined };
   const patience = createPatience(shared.clock, observer);
   return integrate({ ...shared, observer, patience }, session, new AbortController().signal);

@@ -101,12 +101,16 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
     ],
   },
   {
+    name: "an own head is believed without proof",
+    edits: [{ file: INTEGRATE, from: "if (!isUnproven) return record;", to: "return record;" }],
+  },
+  {
     name: "a request during a run is content with that run",
     edits: [
       {
         file: INTEGRATE,
-        from: "    slot.next ??= slot.current.then(",
-        to: "    if (slot.next === undefined) return slot.current;\n    slot.next ??= slot.current.then(",
+        from: "    turn.next ??= turn.current.then(",
+        to: "    if (turn.next === undefined) return turn.current;\n    turn.next ??= turn.current.then(",
       },
     ],
   },

@@ -73,6 +73,8 @@ export interface WorldHooks {
   /** Before and after a call takes effect; nothing else happens between the two. */
   before?(call: PortCall): void | Promise<void>;
   after?(call: PortCall): void | Promise<void>;
+  /** How long a request or an answer is under way; otherwise mostly short, sometimes long. */
+  latencyMs?(): number;
   reported?(worker: SimulatedWorker, event: PipelineEvent): void;
   crashed?(worker: SimulatedWorker): void;
 }
@@ -299,6 +301,7 @@ export class PipelineWorld {
 
   /** Mostly short; sometimes long enough for everything else to overtake it. */
   #latencyMs(): number {
+    if (this.hooks.latencyMs !== undefined) return this.hooks.latencyMs();
     return this.random.chance(0.05) ? this.random.between(20, 400) : this.random.between(0, 12);
   }
 }

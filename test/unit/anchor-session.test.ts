@@ -26,7 +26,7 @@ import {
 } from "../support/closing-world.ts";
 import { type Death, Lifeline } from "../support/lifeline.ts";
 import { ManualClock } from "../support/manual-clock.ts";
-import { MemoryEventPublisher } from "../support/memory/event-publisher.ts";
+import type { MemoryEventPublisher } from "../support/memory/event-publisher.ts";
 import { bytesOf } from "../support/memory/records.ts";
 
 const ID = "sess-anchor" as SessionId;
@@ -169,8 +169,7 @@ describe("anchorSession", () => {
     const shared = await sealedSession();
     const confirmed = { kind: "confirmed", transaction: "t", merkleRoot: "ab".repeat(32) } as const;
     const engine: AnchoringEngine = {
-      submit: async (request, key) =>
-        where === "POST" ? confirmed : await shared.engine.submit(request, key),
+      submit: async (request, key) => (where === "POST" ? confirmed : shared.engine.submit(request, key)),
       status: async () => (where === "poll" ? confirmed : { kind: "unknown" }),
     };
     const worker = startWorker(shared, { engine });
@@ -333,7 +332,7 @@ describe("an engine that forgets", () => {
     const { engine } = shared;
     const blind: AnchoringEngine = {
       submit: (request, key) => engine.submit(request, key),
-      status: async (session) => (hidden ? { kind: "unknown" } : await engine.status(session)),
+      status: async (session) => (hidden ? { kind: "unknown" } : engine.status(session)),
     };
     let hidden = true;
     const other = startWorker(shared, { engine: blind });

@@ -3,7 +3,7 @@ import { runInNewContext } from "node:vm";
 import { describe, expect, test } from "vitest";
 import { asBuffer, utf8 } from "../../src/core/bytes.ts";
 import { LucidError } from "../../src/core/errors.ts";
-import type { NodeHash, SessionId } from "../../src/core/ids.ts";
+import type { SessionId } from "../../src/core/ids.ts";
 import { ChunksFileVerifier } from "../../src/core/manifest/chunks-file.ts";
 import { verifyManifest } from "../../src/core/manifest/sign.ts";
 import { checkpointVerifierKey, verifyCheckpoint } from "../../src/core/merkle/checkpoint.ts";
@@ -309,7 +309,7 @@ function expectClosedOnce(shared: MemoryShared, what: string): void {
   expect(shared.engine.roots.size, what).toBe(1);
   expect(new Set(shared.engine.posts.map(({ key }) => key)).size, what).toBe(1);
   expect(eventIds(shared), what).toEqual([`session.sealed.${ID}`, `session.anchored.${ID}`]);
-  expect([...shared.files.files.keys()].sort(), what).toEqual(Object.values(NAMES).sort());
+  expect([...shared.files.files.keys()].sort(), what).toEqual(Object.values(NAMES).map(String).sort());
 }
 
 async function callNumber(name: string): Promise<number> {
@@ -467,7 +467,7 @@ function treeOf(chunks: number) {
     const leaves = Array.from({ length: 1_000 }, (_, at) => leafChunk(ID, from + at).leafHash);
     frontier = appendLeaves(frontier, leaves, hasher);
   }
-  return { size: frontier.size, frontier: frontier.hashes, root: rootOf(frontier, hasher) as NodeHash };
+  return { size: frontier.size, frontier: frontier.hashes, root: rootOf(frontier, hasher) };
 }
 
 /** Chunk documents that take no memory until they are asked for. */

@@ -255,7 +255,7 @@ describe("a tile of level 0 that is gone or cut", () => {
     await grow(shared, ID, 100);
     const tiles: TileStore = {
       ...bound(shared.tiles),
-      read: async (session, level, n) => (level === 0 ? stored : await shared.tiles.read(session, level, n)),
+      read: async (session, level, n) => (level === 0 ? stored : shared.tiles.read(session, level, n)),
     };
     const checkpoint = await signNow(shared, startWorker({ ...shared, tiles }));
     expect(checkpoint.size).toBe(800);

@@ -22,6 +22,8 @@ const INSERT_ITEMS_MAX = 100;
 const INSERT_BYTES_MAX = 2 * 1024 * 1024;
 const DOCUMENT_OVERHEAD_BYTES = 1_024;
 const MARK_ITEMS_MAX = 1_000;
+/** No job waits for a mark: a while of them goes out together. */
+const MARK_LINGER_MS = 50;
 /** Leaves of one read: a run of integrate usually adds a few, a session that catches up adds thousands. */
 const LEAF_WINDOW_FIRST = 32;
 const LEAF_WINDOW_MAX = 256;
@@ -34,9 +36,6 @@ type InsertOutcome = "inserted" | "index-taken" | "id-taken";
  * The filters name `_id` alone wherever it is known: it carries the session id, and one field more would make the
  * stand-in scan the collection instead of using the index of `_id`.
  */
-/** No job waits for a mark: a while of them goes out together. */
-const MARK_LINGER_MS = 50;
-
 export class MongoChunkStore implements ChunkStore {
   readonly #connection: MongoConnection;
   readonly #chunks: Collection<ChunkDocument>;
