@@ -13,6 +13,7 @@ import { MongoChunkStore } from "./adapters/mongo/chunk-store.ts";
 import { connectMongo, type MongoConnection } from "./adapters/mongo/connection.ts";
 import { ensureIndexes } from "./adapters/mongo/indexes.ts";
 import { MongoManifestStore } from "./adapters/mongo/manifest-store.ts";
+import { MongoServiceStateStore } from "./adapters/mongo/service-state-store.ts";
 import { MongoSessionStore } from "./adapters/mongo/session-store.ts";
 import { MongoTileStore } from "./adapters/mongo/tile-store.ts";
 import { payloadStoreOf } from "./adapters/payload-store.ts";
@@ -130,6 +131,7 @@ function startService(parts: Parts): Service {
       blobs,
       tiles: new MongoTileStore(mongo),
       manifests: new MongoManifestStore(mongo),
+      serviceState: new MongoServiceStateStore(mongo),
       files: createManifestFiles(config.paths.manifests),
       payloads: adapters.payloads,
       events,
@@ -146,6 +148,7 @@ function startService(parts: Parts): Service {
       compressionThresholdBytes: config.compression.thresholdBytes,
       epochAgeMaxMs: config.encryption.keyRotationIntervalMs,
       eventPendingMs: config.sweep.eventPendingMs,
+      eventRetentionMs: config.queues.eventRetention.ageSeconds * 1000,
       gapAlertMs: config.sweep.gapAlertMs,
       orphanBlobMs: config.sweep.orphanBlobMs,
       checkpointIntervalMs: config.merkle.checkpointIntervalMs,
@@ -364,9 +367,8 @@ async function sweepForever(
     sessions: () => pipeline.sweeper.sweepSessions(signal),
     blobs: () => pipeline.sweeper.sweepOrphanBlobs(signal),
   };
+  // The first at once: what a crash or a Redis that was emptied has left behind doesn't wait.
   while (!signal.aborted) {
-    const jitter = 1 + SWEEP_JITTER * (2 * Math.random() - 1);
-    await clock.sleep(config.sweep.intervalMs * jitter, signal);
     for (const [sweep, run] of Object.entries(sweeps) as [keyof typeof sweeps, () => Promise<void>][]) {
       if (signal.aborted) return;
       try {
@@ -378,6 +380,8 @@ async function sweepForever(
         log.event("sweep_failed", { what: sweep, err });
       }
     }
+    const jitter = 1 + SWEEP_JITTER * (2 * Math.random() - 1);
+    await clock.sleep(config.sweep.intervalMs * jitter, signal);
   }
 }
 

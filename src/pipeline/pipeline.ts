@@ -19,9 +19,11 @@ import type {
   Observer,
   PayloadStore,
   RandomBytes,
+  ServiceStateStore,
   SessionStore,
   TileStore,
 } from "./ports.ts";
+import { SentMarks } from "./sent-marks.ts";
 import { finishStub, processChunk } from "./process-chunk.ts";
 import { BackgroundWork, relayNow } from "./relay-events.ts";
 import { advanceSession } from "./seal-session.ts";
@@ -37,6 +39,7 @@ export interface Surroundings {
   readonly blobs: BlobStore;
   readonly tiles: TileStore;
   readonly manifests: ManifestStore;
+  readonly serviceState: ServiceStateStore;
   readonly files: ManifestFiles;
   readonly payloads: PayloadStore;
   readonly events: EventPublisher;
@@ -54,6 +57,7 @@ export interface PipelineOptions {
   readonly compressionThresholdBytes: number;
   readonly epochAgeMaxMs: number;
   readonly eventPendingMs: number;
+  readonly eventRetentionMs: number;
   readonly gapAlertMs: number;
   /** An attempt may commit for half of this; then its blob counts as an orphan. */
   readonly orphanBlobMs: number;
@@ -87,10 +91,12 @@ export function createPipeline(
   const directory = new SessionDirectory({ store: sessions, keys, clock, observer, patience, hashAlgorithm });
   const { closing } = options;
   const claims = new AnchorClaims(clock, random);
+  const marks = new SentMarks({ ...surroundings, patience, background }, stopped);
   const ports = {
     ...surroundings,
     patience,
     background,
+    marks,
     keys,
     directory,
     closing,

@@ -30,6 +30,8 @@ export interface SessionStore {
   create(session: NewSession): Promise<SessionRecord>;
   /** Applies `change` if the document still has `version`, and raises it; never overwrites, never retries. */
   replace(session: SessionId, version: number, change: SessionChange): Promise<"replaced" | "conflict">;
+  /** Makes `sent` events of sessions that were sealed since then `pending` again, and opens those sessions for the sweep. */
+  reopenEvents(since: Date): Promise<number>;
   /** Sessions that are not closed, ordered by id, after `after`. */
   unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]>;
 }
@@ -79,6 +81,8 @@ export interface ChunkStore {
   beyond(session: SessionId, from: number, limit: number): Promise<readonly ChunkRecord[]>;
   /** Chunks whose event is `pending`, in no promised order. */
   withPendingEvent(limit: number): Promise<readonly ChunkRecord[]>;
+  /** Makes `sent` events of chunks that were committed since then `pending` again; how many. */
+  reopenEvents(since: Date): Promise<number>;
   /** Marks the events of these chunks `sent`. */
   markSent(chunks: readonly ChunkKey[]): Promise<void>;
   /** Removes a chunk that never became a leaf; only if its blob is still `blobId`. */
@@ -95,6 +99,13 @@ export interface CommittedLeaf {
   readonly leafHash: LeafHash;
   readonly originalBytes: number;
   readonly storedBytes: number;
+}
+
+/** Facts of the installation, not of a session. */
+export interface ServiceStateStore {
+  /** The marker of the Redis that the `sent` marks are about; absent before the first start. */
+  redisMarker(): Promise<string | undefined>;
+  setRedisMarker(marker: string): Promise<void>;
 }
 
 /** Sealed bytes under ids of one attempt each, written once. */
@@ -165,6 +176,15 @@ export interface PayloadStore {
 
 /** The event queues, one per subscriber. */
 export interface EventPublisher {
+  /** Raised each time the connection to Redis is lost: what was added before may be gone with Redis' last second. */
+  readonly epoch: number;
+  /**
+   * The marker that says which data Redis has: sets `candidate` if there is none, and returns the one that is there then.
+   * A Redis that was emptied or replaced has none, or another.
+   */
+  claimMarker(candidate: string): Promise<string>;
+  /** The marker, if there is one. */
+  marker(): Promise<string | undefined>;
   /** Adds the event to every queue under its id; an id that is there already stays as it is. */
   publish(event: LucidEvent): Promise<void>;
   /** As `publish`, and also retries a job of that id that has failed at its consumer. */
@@ -250,6 +270,7 @@ export type PipelineEvent =
   | { readonly kind: "session-anchored"; readonly sessionId: SessionId; readonly seconds: number }
   | { readonly kind: "anchor-delayed"; readonly sessionId: SessionId; readonly code: ErrorCode }
   | { readonly kind: "unanchored"; readonly sessions: number; readonly oldestSeconds: number }
+  | { readonly kind: "redis-lost-data"; readonly reopened: number }
   | { readonly kind: "payload-left"; readonly sessionId: SessionId; readonly code: ErrorCode }
   | { readonly kind: "mark-lost"; readonly code: ErrorCode }
   | { readonly kind: "outbox"; readonly pending: number; readonly oldestSeconds: number }

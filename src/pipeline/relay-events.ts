@@ -4,6 +4,7 @@ import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import { chunkCompletedEvent, sessionSealedEvent } from "./event-messages.ts";
 import type { Patience } from "./patience.ts";
 import type { ChunkStore, EventPublisher, Observer, SessionStore } from "./ports.ts";
+import type { SentMarks } from "./sent-marks.ts";
 
 export interface RelayPorts {
   readonly chunks: ChunkStore;
@@ -12,6 +13,7 @@ export interface RelayPorts {
   readonly observer: Observer;
   readonly patience: Patience;
   readonly background: BackgroundWork;
+  readonly marks: SentMarks;
 }
 
 /** Work that nobody waits for, so that a shutdown can let it finish. A failure is told to `onFailure` and ends there. */
@@ -32,25 +34,19 @@ export class BackgroundWork {
   }
 }
 
-/**
- * Step 6: the event into every queue, then the mark. The mark is not waited for: if it is lost, the sweeper adds the
- * event again under the same id, which the queue drops or the consumer recognises.
- */
+/** Step 6: the event into every queue, then the mark, which nobody waits for. */
 export async function relayChunkCompleted(
   ports: RelayPorts,
   chunk: ChunkRecord,
   signal: AbortSignal,
 ): Promise<void> {
   if (chunk.eventState === "sent") return;
-  const { patience, events, chunks, observer } = ports;
+  const { patience, events, observer, marks } = ports;
+  const { epoch } = events;
   await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));
   observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: false });
   // Dies here: published and still `pending`; sweepPendingEvents publishes it again under the same id.
-  // Whatever ends the mark, the event then stays `pending`, and a sweeper announces it again under the same id.
-  ports.background.add(
-    patience("chunks.markSent", signal, () => chunks.markSent([chunk])),
-    (code) => observer.report({ kind: "mark-lost", code }),
-  );
+  marks.add(chunk, epoch);
 }
 
 /** For events that no record carries as pending: waits until every queue has it. */

@@ -1,3 +1,4 @@
+import { toHex } from "../core/bytes.ts";
 import { errorCodeOf } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
@@ -6,7 +7,7 @@ import type { Closing } from "./close-session.ts";
 import { chunkCompletedEvent, sessionGapEvent } from "./event-messages.ts";
 import { FirstSeen } from "./first-seen.ts";
 import type { OnePerSession } from "./integrate.ts";
-import type { BlobStore, Clock, TileStore } from "./ports.ts";
+import type { BlobStore, Clock, RandomBytes, ServiceStateStore, TileStore } from "./ports.ts";
 import { signedCheckpoint } from "./sign-checkpoint.ts";
 import { withdrawChunk } from "./process-chunk.ts";
 import { type RelayPorts, relayNow } from "./relay-events.ts";
@@ -22,6 +23,7 @@ const BLOBS_PER_SWEEP_MAX = 10_000;
 /** Indexes beyond the first missing one that a gap report looks at, and ranges that it names. */
 const GAP_WINDOW_CHUNKS = 1_000;
 const GAP_RANGES_MAX = 100;
+const MARKER_BYTES = 16;
 
 export interface SweepPorts extends RelayPorts {
   readonly blobs: BlobStore;
@@ -33,11 +35,15 @@ export interface SweepPorts extends RelayPorts {
   readonly close: OnePerSession;
   readonly closing: Closing;
   readonly claims: AnchorClaims;
+  readonly serviceState: ServiceStateStore;
+  readonly random: RandomBytes;
   readonly limits: SweepLimits;
 }
 
 export interface SweepLimits {
   readonly eventPendingMs: number;
+  /** How far back a subscriber may still wait for an event. */
+  readonly eventRetentionMs: number;
   readonly gapAlertMs: number;
   readonly orphanBlobMs: number;
   /** 0: checkpoints are signed at the seal only. */
@@ -81,6 +87,7 @@ export class Sweeper {
 
   /** Re-adds events that have been pending for too long, and takes back chunks that came after the end. */
   async sweepPendingEvents(signal: AbortSignal): Promise<void> {
+    await this.#reopenAfterLoss(signal);
     const { chunks, patience, observer, limits } = this.#ports;
     const pending = await patience("chunks.pending", signal, () =>
       chunks.withPendingEvent(EVENTS_PER_SWEEP_MAX),
@@ -89,20 +96,41 @@ export class Sweeper {
     const aged = pending.map((chunk) => ({ chunk, ageMs: this.#pendingEvents.ageMs(chunk.eventId) }));
     const oldestMs = aged.reduce((oldest, { ageMs }) => Math.max(oldest, ageMs), 0);
     observer.report({ kind: "outbox", pending: pending.length, oldestSeconds: oldestMs / 1000 });
-    const sent: ChunkRecord[] = [];
+    let published = 0;
     for (const { chunk, ageMs } of aged) {
       if (ageMs < limits.eventPendingMs) continue;
       await this.#unlessStuck(chunk.sessionId, signal, async () => {
-        if (await this.#republishChunk(chunk, signal)) sent.push(chunk);
+        if (await this.#republishChunk(chunk, signal)) published += 1;
       });
     }
-    if (sent.length === 0) return;
-    await patience("chunks.markSent", signal, () => chunks.markSent(sent));
-    observer.report({ kind: "events-swept", count: sent.length });
+    if (published > 0) observer.report({ kind: "events-swept", count: published });
+  }
+
+  /**
+   * A Redis that was emptied (FLUSHALL) or replaced has lost events that were marked `sent` and that nobody had consumed.
+   * Its marker is gone then, and differs from the one in the store. All events that a consumer may still wait for become
+   * `pending` again; consumers drop what they know. Events first, then Redis' marker, then the store's: a crash in
+   * between, or another worker at it, repeats a harmless step.
+   */
+  async #reopenAfterLoss(signal: AbortSignal): Promise<void> {
+    const { patience, events, serviceState, chunks, sessions, clock, random, observer, limits } = this.#ports;
+    const inStore = await patience("state.marker", signal, () => serviceState.redisMarker());
+    const inRedis = await patience("events.marker", signal, () => events.marker());
+    if (inStore !== undefined && inStore === inRedis) return;
+    if (inStore !== undefined) {
+      const since = new Date(clock.now().getTime() - limits.eventRetentionMs);
+      const ofChunks = await patience("chunks.reopen", signal, () => chunks.reopenEvents(since));
+      const ofSessions = await patience("sessions.reopen", signal, () => sessions.reopenEvents(since));
+      observer.report({ kind: "redis-lost-data", reopened: ofChunks + ofSessions });
+    }
+    const candidate = toHex(random(MARKER_BYTES));
+    const marker = await patience("events.claim", signal, () => events.claimMarker(candidate));
+    await patience("state.setMarker", signal, () => serviceState.setRedisMarker(marker));
   }
 
   async #republishChunk(chunk: ChunkRecord, signal: AbortSignal): Promise<boolean> {
-    const { patience, advance, events, observer } = this.#ports;
+    const { patience, advance, events, observer, marks } = this.#ports;
+    const { epoch } = events;
     // As in the write path, a proposed count is settled before the event: none may leave out what has been announced.
     const session = await advance.request(chunk.sessionId);
     if (isBeyondEnd(session, chunk.index)) {
@@ -110,6 +138,7 @@ export class Sweeper {
       return false;
     }
     await patience("events.republish", signal, () => events.republish(chunkCompletedEvent(chunk)));
+    marks.add(chunk, epoch);
     observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: true });
     return true;
   }

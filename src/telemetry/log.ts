@@ -226,6 +226,11 @@ export const LOG_EVENTS = {
     fields: ["count"],
     optional: ["duration_ms"],
   },
+  redis_lost_data: {
+    level: "warn",
+    message: "redis has lost its data, events are announced again",
+    fields: ["count"],
+  },
   sweep_failed: {
     level: "warn",
     message: "sweep failed, the next one will do",

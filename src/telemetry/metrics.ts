@@ -121,6 +121,11 @@ export const METRICS = {
     help: "Times a sweep found a session that can't go on by itself, by error code.",
     labels: { code: CODES },
   },
+  redis_data_losses_total: {
+    kind: "counter",
+    help: "Times that Redis was found emptied or replaced, and its events were announced again.",
+    labels: {},
+  },
   manifests_written_total: { kind: "counter", help: "Manifests written by this process.", labels: {} },
   manifest_failures_total: {
     kind: "counter",

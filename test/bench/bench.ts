@@ -60,7 +60,15 @@ try {
   const tree = await step("tree of 10^6 leaves, proofs, verify", () =>
     measureTree(servers.mongodb.url, { full: !flags.quick }),
   );
-  const runs = { large, largeRandom, small, smallMoreJobs, smallRandom };
+  const runs = {
+    kernelBefore: before,
+    kernelAfter: after,
+    large,
+    largeRandom,
+    small,
+    smallMoreJobs,
+    smallRandom,
+  };
   for (const [name, { outsideCores }] of Object.entries(runs)) {
     if ((outsideCores ?? 0) <= DISTURBED_CORES) continue;
     say(`${name}: disturbed, other programs used ${outsideCores?.toFixed(2)} cores meanwhile`);
@@ -82,7 +90,8 @@ try {
     more: {
       threads,
       kernel_cpu_ms_per_chunk: kernelCpuMs,
-      kernel_mb_per_s_before_and_after: [before.mbPerS, after.mbPerS],
+      kernel_before: before,
+      kernel_after: after,
       disturbed: Object.values(runs).some(({ outsideCores = 0 }) => outsideCores > DISTURBED_CORES),
       kernel_random_mb_per_s: kernel.random.mbPerS,
       events_1mib: large,

@@ -3,12 +3,15 @@ import { CpuThreads } from "../../src/adapters/threads/cpu-threads.ts";
 import { plainMacKey } from "../../src/core/encrypt/commit.ts";
 import { type ChunkId, leafIndex, type SessionId } from "../../src/core/ids.ts";
 import { release } from "../../src/core/scratch.ts";
+import { OutsideLoad } from "./machine.ts";
 import { type DataKind, sampleChunk } from "./sample-data.ts";
 
 export interface KernelLimit {
   readonly mbPerS: number;
   /** CPU time of this process for one chunk, all threads together. */
   readonly cpuMsPerChunk: number;
+  /** Cores that other programs used meanwhile; absent where the system doesn't say. */
+  readonly outsideCores?: number;
 }
 
 const WARM_UP_SHARE = 0.2;
@@ -45,13 +48,16 @@ export async function measureKernel(
   try {
     await inFlight(Math.ceil(chunks * WARM_UP_SHARE), threadCount * 2, sealOne);
     const cpu = process.cpuUsage();
+    const outside = new OutsideLoad([process.pid]);
     const startedMs = performance.now();
     await inFlight(chunks, threadCount * 2, sealOne);
     const seconds = (performance.now() - startedMs) / 1000;
     const used = process.cpuUsage(cpu);
+    const outsideCores = outside.cores();
     return {
       mbPerS: (chunks * chunkBytes) / 1e6 / seconds,
       cpuMsPerChunk: (used.user + used.system) / 1000 / chunks,
+      ...(outsideCores === undefined ? {} : { outsideCores }),
     };
   } finally {
     await threads.close();

@@ -63,7 +63,13 @@ function publisher(recorded: Recorded): EventPublisher {
     recorded.events.push(eventSchema.parse(event));
     return Promise.resolve();
   };
-  return { publish, republish: publish };
+  return {
+    publish,
+    republish: publish,
+    epoch: 0,
+    claimMarker: (candidate) => Promise.resolve(candidate),
+    marker: () => Promise.resolve(undefined),
+  };
 }
 
 function consumerOptions(recorded: Recorded): ConsumerOptions {

@@ -29,6 +29,8 @@ import { MemoryBlobStore } from "./memory/blob-store.ts";
 import { MemoryChunkStore } from "./memory/chunk-store.ts";
 import { MemoryEventPublisher } from "./memory/event-publisher.ts";
 import { MemoryManifestFiles, MemoryManifestStore } from "./memory/manifest-store.ts";
+import { MemoryServiceStateStore } from "./memory/service-state-store.ts";
+import { SentMarks } from "../../src/pipeline/sent-marks.ts";
 import { MemoryPayloadStore } from "./memory/payload-store.ts";
 import { bytesOf, chunk, newSession } from "./memory/records.ts";
 import { MemorySessionStore } from "./memory/session-store.ts";
@@ -147,21 +149,25 @@ export function startWorker(shared: Shared, options: WorkerOptions = {}): Worker
     signingKey: options.signingKey === null ? undefined : (options.signingKey ?? SIGNING_KEY),
     engine: engine === undefined ? undefined : lifeline.through("engine", engine),
   };
+  const signal = new AbortController().signal;
+  const background = new BackgroundWork();
+  const patience = createPatience(clock, observer);
   const ports: ClosePorts = {
     ...stores,
     clock,
     observer,
-    patience: createPatience(clock, observer),
-    background: new BackgroundWork(),
+    patience,
+    background,
+    marks: new SentMarks({ ...stores, clock, patience, background, observer }, signal),
     claims: new AnchorClaims(clock, random),
     closing,
   };
-  const signal = new AbortController().signal;
   const pipeline = createPipeline(
     {
       ...stores,
       blobs: new MemoryBlobStore(new MemoryChunkStore()),
       payloads: new MemoryPayloadStore(),
+      serviceState: new MemoryServiceStateStore(),
       threads: NO_THREADS,
       clock,
       random,
@@ -175,6 +181,7 @@ export function startWorker(shared: Shared, options: WorkerOptions = {}): Worker
       compressionThresholdBytes: 64,
       epochAgeMaxMs: 3_600_000,
       eventPendingMs: 60_000,
+      eventRetentionMs: 86_400_000,
       gapAlertMs: 60_000,
       orphanBlobMs: 3_600_000,
       checkpointIntervalMs: options.checkpointIntervalMs ?? 0,

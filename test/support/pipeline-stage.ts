@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import { blake3 } from "../../src/core/digest.ts";
 import { canonicalChunkId, type LeafIndex, type SessionId } from "../../src/core/ids.ts";
 import type { PipelineOptions } from "../../src/pipeline/pipeline.ts";
@@ -114,9 +115,9 @@ export class PipelineStage {
       isSettled = true;
     };
     work.then(settle, settle);
-    do {
-      if (!(await this.world.time.step()) && !isSettled) throw new WorkerDied();
-    } while (!isSettled);
+    // It may have a few promises to go through before its first call.
+    await turn();
+    while (!isSettled) if (!(await this.world.time.step())) throw new WorkerDied();
     return work;
   }
 

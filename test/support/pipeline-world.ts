@@ -12,6 +12,7 @@ import { MemoryChunkStore } from "./memory/chunk-store.ts";
 import { MemoryEventPublisher } from "./memory/event-publisher.ts";
 import { MemoryManifestFiles, MemoryManifestStore } from "./memory/manifest-store.ts";
 import { MemoryPayloadStore } from "./memory/payload-store.ts";
+import { MemoryServiceStateStore } from "./memory/service-state-store.ts";
 import { MemorySessionStore } from "./memory/session-store.ts";
 import { MemoryTileStore } from "./memory/tile-store.ts";
 import { type SeededRandom, seededRandom } from "./seeded-random.ts";
@@ -31,6 +32,7 @@ export const SIMULATED_OPTIONS: PipelineOptions = {
   compressionThresholdBytes: 40,
   epochAgeMaxMs: 20_000,
   eventPendingMs: 2_000,
+  eventRetentionMs: 86_400_000,
   gapAlertMs: 3_000,
   orphanBlobMs: 8_000,
   checkpointIntervalMs: 0,
@@ -117,6 +119,7 @@ export class SimulatedWorker {
         events: world.port(this, "events", world.stores.events),
         threads: world.port(this, "threads", world.threads),
         manifests: new MemoryManifestStore(),
+        serviceState: world.serviceState,
         files: new MemoryManifestFiles(),
         clock: this.#clock(world),
         random: (length) => world.random.bytes(length),
@@ -164,6 +167,7 @@ export class PipelineWorld {
   readonly random: SeededRandom;
   readonly stores: WorldStores;
   readonly threads: KernelThreads;
+  readonly serviceState = new MemoryServiceStateStore();
   readonly hooks: WorldHooks;
   readonly options: PipelineOptions;
   /** The living ones. */
@@ -233,6 +237,8 @@ export class PipelineWorld {
     const methods = new Map<PropertyKey, unknown>();
     return new Proxy(real, {
       get: (target, method) => {
+        const member = target[method as keyof Port];
+        if (typeof member !== "function") return member;
         if (!methods.has(method)) {
           methods.set(method, (...args: unknown[]) =>
             this.#call({ worker, port, method: String(method), args }, () =>

@@ -60,8 +60,28 @@ export function createEventPublisher(options: EventPublisherOptions): BullmqEven
     }
   }
 
+  let epoch = 0;
+  client.on("close", () => {
+    epoch += 1;
+  });
+  // Under the queues' prefix, so that whoever removes the queues removes it too.
+  const markerKey = `${options.prefix}:lucid-marker`;
+
   return {
     publish,
+
+    get epoch() {
+      return epoch;
+    },
+
+    async marker() {
+      return (await client.get(markerKey).catch(throwRedisError)) ?? undefined;
+    },
+
+    async claimMarker(candidate) {
+      await client.setnx(markerKey, candidate).catch(throwRedisError);
+      return (await client.get(markerKey).catch(throwRedisError)) ?? candidate;
+    },
 
     async republish(event) {
       // First add, then look: an event that fails between the two is retried, one that isn't there is added.

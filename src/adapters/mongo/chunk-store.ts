@@ -22,8 +22,6 @@ const INSERT_ITEMS_MAX = 100;
 const INSERT_BYTES_MAX = 2 * 1024 * 1024;
 const DOCUMENT_OVERHEAD_BYTES = 1_024;
 const MARK_ITEMS_MAX = 1_000;
-/** No job waits for a mark: a while of them goes out together. */
-const MARK_LINGER_MS = 50;
 /** Leaves of one read: a run of integrate usually adds a few, a session that catches up adds thousands. */
 const LEAF_WINDOW_FIRST = 32;
 const LEAF_WINDOW_MAX = 256;
@@ -56,7 +54,6 @@ export class MongoChunkStore implements ChunkStore {
     });
     this.#markSent = coalesce({
       lanes: 1,
-      lingerMs: MARK_LINGER_MS,
       itemsMax: MARK_ITEMS_MAX,
       bytesMax: MARK_ITEMS_MAX,
       bytesOf: (ids) => ids.length,
@@ -107,6 +104,20 @@ export class MongoChunkStore implements ChunkStore {
         .toArray(),
     );
     return documents.map(chunkRecord);
+  }
+
+  async reopenEvents(since: Date): Promise<number> {
+    const { n } = await this.#connection.write({
+      update: COLLECTIONS.chunks,
+      updates: [
+        {
+          q: { "event.state": "sent", committed_at: { $gte: since } },
+          u: { $set: { "event.state": "pending" } },
+          multi: true,
+        },
+      ],
+    });
+    return n;
   }
 
   async withPendingEvent(limit: number): Promise<readonly ChunkRecord[]> {

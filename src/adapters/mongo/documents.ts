@@ -33,6 +33,7 @@ export const COLLECTIONS = {
   blobs: "chunk_blobs",
   tiles: "merkle_tiles",
   manifests: "manifests",
+  serviceState: "service_state",
 } as const;
 
 /** The version of the layouts below, in every document: a reader refuses what it doesn't know. */

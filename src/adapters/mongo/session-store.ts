@@ -63,6 +63,19 @@ export class MongoSessionStore implements SessionStore {
     return n === 1 ? "replaced" : "conflict";
   }
 
+  async reopenEvents(since: Date): Promise<number> {
+    const reopen = (field: "sealed_event" | "anchored_event") => ({
+      q: { [field]: "sent", sealed_at: { $gte: since } },
+      u: { $set: { [field]: "pending", closed: false }, $inc: { "tree.version": 1 } },
+      multi: true,
+    });
+    const { n } = await this.#connection.write({
+      update: COLLECTIONS.sessions,
+      updates: [reopen("sealed_event"), reopen("anchored_event")],
+    });
+    return n;
+  }
+
   async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
     if (limit < 1) return [];
     // An equality on the first key of the index, in the order of the second: nothing is sorted.

@@ -88,6 +88,10 @@ export function createObserver(log: Log, metrics: Metrics): Observer {
       metrics.set("unanchored_sessions", {}, sessions);
       metrics.set("unanchored_oldest_age_seconds", {}, oldestSeconds);
     },
+    "redis-lost-data": ({ reopened }) => {
+      metrics.count("redis_data_losses_total", {});
+      log.event("redis_lost_data", { count: reopened });
+    },
     "payload-left": ({ sessionId, code }) =>
       log.event("payload_cleanup_failed", {
         session_id: sessionId,

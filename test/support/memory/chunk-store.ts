@@ -42,6 +42,14 @@ export class MemoryChunkStore implements ChunkStore {
       .slice(0, Math.max(limit, 0));
   }
 
+  async reopenEvents(since: Date): Promise<number> {
+    const lost = [...this.#chunks].filter(
+      ([, { eventState, committedAt }]) => eventState === "sent" && committedAt >= since,
+    );
+    for (const [key, chunk] of lost) this.#chunks.set(key, { ...chunk, eventState: "pending" });
+    return lost.length;
+  }
+
   async withPendingEvent(limit: number): Promise<readonly ChunkRecord[]> {
     return [...this.#chunks.values()]
       .filter(({ eventState }) => eventState === "pending")

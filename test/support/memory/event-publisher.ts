@@ -14,6 +14,19 @@ export class MemoryEventPublisher implements EventPublisher {
     this.#queues = new Map(queueNames.map((name) => [name, new Map<string, QueuedEvent>()]));
   }
 
+  /** Raised by a test that breaks the connection. */
+  epoch = 0;
+  #marker: string | undefined;
+
+  async claimMarker(candidate: string): Promise<string> {
+    this.#marker ??= candidate;
+    return this.#marker;
+  }
+
+  async marker(): Promise<string | undefined> {
+    return this.#marker;
+  }
+
   async publish(event: LucidEvent): Promise<void> {
     for (const queue of this.#queues.values()) add(queue, event, () => true);
   }

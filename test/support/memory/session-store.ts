@@ -48,6 +48,20 @@ export class MemorySessionStore implements SessionStore {
     return "replaced";
   }
 
+  async reopenEvents(since: Date): Promise<number> {
+    let reopened = 0;
+    for (const [id, session] of this.#sessions) {
+      if (session.sealedAt === undefined || session.sealedAt < since) continue;
+      const lost = (["sealedEvent", "anchoredEvent"] as const).filter((field) => session[field] === "sent");
+      if (lost.length === 0) continue;
+      const pending = Object.fromEntries(lost.map((field) => [field, "pending"]));
+      const version = session.version + lost.length;
+      this.#sessions.set(id, { ...session, ...pending, closed: false, version });
+      reopened += lost.length;
+    }
+    return reopened;
+  }
+
   async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
     const candidates = [...this.#sessions.values()].filter(({ closed }) => !closed);
     return pageAfter(candidates, ({ id }) => id, after, limit);

@@ -1,0 +1,247 @@
+import { describe, expect, test } from "vitest";
+import type { LeafIndex } from "../../src/core/ids.ts";
+import { missingRanges } from "../../src/pipeline/sweep.ts";
+import { chunk } from "../support/memory/records.ts";
+import { PipelineStage, WorkerDied } from "../support/pipeline-stage.ts";
+
+const HOUR_MS = 3_600_000;
+
+/** A committed chunk that nobody has announced: its worker died right after the commit. */
+async function stageWithPendingChunk(): Promise<PipelineStage> {
+  const stage = new PipelineStage();
+  stage.fail("chunks.insert", "crash-after");
+  await expect(stage.process(stage.chunkJob(0))).rejects.toThrow(WorkerDied);
+  await stage.rest();
+  return stage;
+}
+
+/** A blob without a document: its worker died right before the commit. */
+async function stageWithOrphan(): Promise<PipelineStage> {
+  const stage = new PipelineStage();
+  stage.fail("chunks.insert", "crash-before");
+  await expect(stage.process(stage.chunkJob(0))).rejects.toThrow(WorkerDied);
+  await stage.rest();
+  return stage;
+}
+
+describe("the sweep of pending events", () => {
+  test("announces what has been pending for eventPendingMs, and not before", async () => {
+    const stage = await stageWithPendingChunk();
+    const { eventPendingMs } = stage.world.options;
+    await stage.sweep();
+    await stage.wait(eventPendingMs - 100);
+    await stage.sweep();
+    expect(stage.events()).toEqual([]);
+    await stage.wait(200);
+    await stage.sweep();
+    expect(stage.events()).toMatchObject([{ event_id: "chunk.completed.sess-1.0" }]);
+    expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
+    expect(await stage.record()).toMatchObject({ tree: { size: 1 } });
+  });
+
+  test("leaves alone what is sent", async () => {
+    const stage = new PipelineStage();
+    await stage.process(stage.chunkJob(0));
+    await stage.rest();
+    await stage.sweep();
+    await stage.wait(HOUR_MS);
+    await stage.sweep();
+    expect(stage.count("events.republish")).toBe(0);
+  });
+
+  test("retries an event that failed at its consumer, as long as it is pending", async () => {
+    const stage = new PipelineStage();
+    stage.fail("chunks.markSent", "crash-before");
+    await stage.process(stage.chunkJob(0));
+    await stage.rest();
+    stage.world.stores.events.fail("storage-events", "chunk.completed.sess-1.0");
+    expect(stage.events()).toEqual([]);
+    await stage.sweep();
+    await stage.wait(stage.world.options.eventPendingMs);
+    await stage.sweep();
+    expect(stage.events()).toHaveLength(1);
+  });
+});
+
+describe("the sweep of sessions", () => {
+  test("grows a tree that nobody grew, seals and closes", async () => {
+    const stage = await stageWithPendingChunk();
+    const { chunks, sessions } = stage.world.stores;
+    await sessions.replace(stage.session, 0, {
+      kind: "propose-count",
+      count: 1,
+      finalize: { manifestType: "session_recording" },
+    });
+    await chunks.markSent([{ sessionId: stage.session, index: 0 as LeafIndex }]);
+    await stage.sweep();
+    await stage.rest();
+    await stage.sweep();
+    expect(await stage.record()).toMatchObject({ state: "sealed", sealedEvent: "sent", closed: true });
+  });
+
+  test("tells of a gap after gapAlertMs, once for each first missing index", async () => {
+    const stage = new PipelineStage();
+    const { gapAlertMs } = stage.world.options;
+    await stage.process(stage.chunkJob(0));
+    await stage.process(stage.chunkJob(3));
+    await stage.sweep();
+    await stage.wait(gapAlertMs - 100);
+    await stage.sweep();
+    expect(stage.events("session.gap")).toEqual([]);
+    await stage.wait(200);
+    await stage.sweep();
+    await stage.sweep();
+    expect(stage.events("session.gap")).toMatchObject([
+      { event_id: "session.gap.sess-1.1", tree_size: 1, missing: [[1, 2]] },
+    ]);
+    // Filled up to another index, it is a new gap with an age of its own.
+    await stage.process(stage.chunkJob(1));
+    await stage.sweep();
+    expect(stage.events("session.gap")).toHaveLength(1);
+    await stage.wait(gapAlertMs);
+    await stage.sweep();
+    expect(stage.events("session.gap")[1]).toMatchObject({ missing: [[2, 2]] });
+  });
+
+  test("tells of chunks missing at an announced end", async () => {
+    const stage = new PipelineStage();
+    await stage.process(stage.chunkJob(0));
+    await stage.finalize(3);
+    await stage.sweep();
+    await stage.wait(stage.world.options.gapAlertMs);
+    await stage.sweep();
+    expect(stage.events("session.gap")).toMatchObject([{ missing: [[1, 2]] }]);
+  });
+});
+
+describe("the sweep of blobs", () => {
+  test("removes a blob without a document after orphanBlobMs, and not before", async () => {
+    const stage = await stageWithOrphan();
+    const { orphanBlobMs } = stage.world.options;
+    await stage.sweep();
+    await stage.wait(orphanBlobMs - 100);
+    await stage.sweep();
+    expect(await stage.blobIds()).toHaveLength(1);
+    await stage.wait(200);
+    await stage.sweep();
+    expect(await stage.blobIds()).toEqual([]);
+    expect(stage.reports).toContainEqual({ kind: "blobs-swept", removed: 1 });
+  });
+
+  test("never removes the blob of a committed chunk", async () => {
+    const stage = new PipelineStage();
+    await stage.process(stage.chunkJob(0));
+    for (let sweeps = 0; sweeps < 3; sweeps++) {
+      await stage.sweep();
+      await stage.wait(HOUR_MS);
+    }
+    expect(await stage.blobIds()).toEqual([stage.committed(0)?.blobId]);
+  });
+
+  test("counts the age of a blob anew when it was gone for a whole sweep", async () => {
+    const stage = await stageWithOrphan();
+    const { blobs } = stage.world.stores;
+    const [id] = await stage.blobIds();
+    const owner = { sessionId: stage.session, index: 0 as LeafIndex };
+    await stage.sweep();
+    await blobs.remove([id ?? ""]);
+    await stage.sweep();
+    await stage.wait(stage.world.options.orphanBlobMs);
+    // An insert that was given up, and arrives now.
+    await blobs.insert(id ?? "", owner, new Uint8Array(3));
+    await stage.sweep();
+    expect(await stage.blobIds()).toEqual([id]);
+    await stage.wait(stage.world.options.orphanBlobMs);
+    await stage.sweep();
+    expect(await stage.blobIds()).toEqual([]);
+  });
+
+  test("goes past a page that is shorter than asked for: the store passes over foreign ids", async () => {
+    const stage = new PipelineStage();
+    const { blobs } = stage.world.stores;
+    for (const index of [0, 1, 2, 3]) {
+      const owner = { sessionId: stage.session, index: index as LeafIndex };
+      await blobs.insert(`sess-1:${index}:aa`, owner, new Uint8Array(1));
+    }
+    const page = blobs.page.bind(blobs);
+    blobs.page = (after) => page(after, 2);
+    await stage.sweep();
+    await stage.wait(stage.world.options.orphanBlobMs);
+    await stage.sweep();
+    expect(await stage.blobIds()).toEqual([]);
+  });
+});
+
+test.for([HOUR_MS, -HOUR_MS])(
+  "a wall clock that steps by %d ms makes nothing older or younger",
+  async (stepMs) => {
+    const stage = await stageWithOrphan();
+    await stage.process(stage.chunkJob(1));
+    stage.fail("chunks.insert", "crash-after");
+    await expect(stage.process(stage.chunkJob(2))).rejects.toThrow(WorkerDied);
+    await stage.rest();
+    await stage.sweep();
+    stage.worker().wallSkewMs = stepMs;
+    await stage.sweep();
+    expect(stage.count("events.republish")).toBe(0);
+    expect(stage.events("session.gap")).toEqual([]);
+    expect(await stage.blobIds()).toHaveLength(3);
+    // All three are due by now, whatever the wall clock says.
+    await stage.wait(stage.world.options.orphanBlobMs);
+    await stage.sweep();
+    expect(stage.committed(2)).toMatchObject({ eventState: "sent" });
+    expect(stage.events("session.gap")).toMatchObject([{ missing: [[0, 0]] }]);
+    expect(await stage.blobIds()).toHaveLength(2);
+  },
+);
+
+test("a session that can't go on doesn't keep the others from being swept", async () => {
+  const stage = await stageWithPendingChunk();
+  const { chunks } = stage.world.stores;
+  // A chunk whose session's document is gone; its id sorts first, and it was committed first.
+  await chunks.insert(chunk("sess-0" as typeof stage.session, 0));
+  await stage.sweep();
+  await stage.wait(stage.world.options.eventPendingMs);
+  await stage.sweep();
+  expect(stage.events("chunk.completed")).toMatchObject([{ session_id: "sess-1" }]);
+  expect(stage.reports).toContainEqual({
+    kind: "session-stuck",
+    sessionId: "sess-0",
+    code: "SESSION_UNKNOWN",
+  });
+});
+
+describe("missingRanges", () => {
+  const later = (...indexes: readonly number[]) => indexes.map((index) => chunk("sess-1" as never, index));
+
+  test("names what is absent before the last known chunk, lowest first", () => {
+    expect(missingRanges(2, later(4, 5, 8), undefined)).toEqual([
+      [2, 3],
+      [6, 7],
+    ]);
+  });
+
+  test("names the tail up to an announced count", () => {
+    expect(missingRanges(2, later(4), 7)).toEqual([
+      [2, 3],
+      [5, 6],
+    ]);
+    expect(missingRanges(2, [], 3)).toEqual([[2, 2]]);
+  });
+
+  test("is empty where nothing is missing", () => {
+    expect(missingRanges(3, [], undefined)).toEqual([]);
+    expect(missingRanges(3, [], 3)).toEqual([]);
+    expect(missingRanges(3, later(3, 4), 5)).toEqual([]);
+  });
+
+  test("names at most 100 ranges", () => {
+    const everySecond = later(...Array.from({ length: 150 }, (_, at) => 2 * at + 1));
+    expect(missingRanges(0, everySecond, 1_000)).toHaveLength(100);
+  });
+
+  test("says nothing about what follows a full window", () => {
+    const window = later(...Array.from({ length: 1_000 }, (_, at) => at + 1));
+    expect(missingRanges(0, window, 5_000)).toEqual([[0, 0]]);
+  });
+});
