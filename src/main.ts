@@ -131,7 +131,7 @@ function startService(parts: Parts): Service {
       blobs,
       tiles: new MongoTileStore(mongo),
       manifests: new MongoManifestStore(mongo),
-      serviceState: new MongoServiceStateStore(mongo),
+      serviceState: new MongoServiceStateStore(mongo, config.queues.prefix),
       files: createManifestFiles(config.paths.manifests),
       payloads: adapters.payloads,
       events,

@@ -109,6 +109,36 @@ describe("Redis", () => {
   });
 });
 
+describe("Redis, emptied while nobody consumes", () => {
+  test("events that were marked sent and not consumed are heard afterwards", async () => {
+    const redis = await OwnServer.redis();
+    // Its own: a worker of another test would announce this one's events to another Redis.
+    const mongodb = await OwnServer.mongodb();
+    const env = { LOG_LEVEL: "debug", SWEEP_INTERVAL: "1", EVENT_PENDING_SECONDS: "1" };
+    const deployment = new Deployment({ ...servers, redisUrl: redis.url, mongodbUrl: mongodb.url, env });
+    const session = loadOf(servers.sessionId("unheard"), 30);
+    const worker = await deployment.readyWorker();
+    const producer = deployment.producer();
+    await producer.enqueueAll(inTurn([session]));
+    await finalizeAll(producer, [session]);
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+    const { chunks } = await deployment.stores();
+    await until("all are marked sent", async () => (await chunks.withPendingEvent(1)).length === 0, 20_000);
+
+    await deployment.redis().flushall();
+    await worker.untilLine("redis_lost_data", 20_000);
+    const heard = deployment.listen();
+    await until(
+      "every event is heard",
+      () =>
+        heard.has(`session.sealed.${session.id}`) &&
+        session.sizes.every((_, index) => heard.has(`chunk.completed.${session.id}.${index}`)),
+      30_000,
+    );
+    await expectEveryEffectOnce(deployment, heard, [session]);
+  });
+});
+
 describe("MongoDB", () => {
   test("frozen for 8 s under load: no job failed, no attempt used, work goes on", async () => {
     const DOWN_MS = 8_000;

@@ -5,6 +5,8 @@ import { chunk } from "../support/memory/records.ts";
 import { PipelineStage, WorkerDied } from "../support/pipeline-stage.ts";
 
 const HOUR_MS = 3_600_000;
+/** An event is marked `sent` only after it has been in Redis for 2.5 s; replies take their time too. */
+const MARK_DELAY_MS = 3_000;
 
 /** A committed chunk that nobody has announced: its worker died right after the commit. */
 async function stageWithPendingChunk(): Promise<PipelineStage> {
@@ -35,8 +37,40 @@ describe("the sweep of pending events", () => {
     await stage.wait(200);
     await stage.sweep();
     expect(stage.events()).toMatchObject([{ event_id: "chunk.completed.sess-1.0" }]);
+    await stage.wait(MARK_DELAY_MS);
     expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
     expect(await stage.record()).toMatchObject({ tree: { size: 1 } });
+  });
+
+  test("an event whose connection broke before Redis had it on disk stays pending, and is announced again", async () => {
+    const stage = new PipelineStage();
+    await stage.process(stage.chunkJob(0));
+    stage.world.stores.events.epoch += 1;
+    stage.world.stores.events.lose("storage-events");
+    await stage.wait(MARK_DELAY_MS);
+    expect(stage.committed(0)).toMatchObject({ eventState: "pending" });
+    await stage.sweep();
+    await stage.wait(stage.world.options.eventPendingMs);
+    await stage.sweep();
+    expect(stage.events()).toMatchObject([{ event_id: "chunk.completed.sess-1.0" }]);
+    await stage.wait(MARK_DELAY_MS);
+    expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
+  });
+
+  test("a Redis that was emptied after the mark gets its events again; one that is as it was doesn't", async () => {
+    const stage = new PipelineStage();
+    await stage.sweep();
+    await stage.process(stage.chunkJob(0));
+    await stage.wait(MARK_DELAY_MS);
+    await stage.sweep();
+    expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
+    stage.world.stores.events.empty();
+    await stage.sweep();
+    expect(stage.committed(0)).toMatchObject({ eventState: "pending" });
+    await stage.wait(stage.world.options.eventPendingMs);
+    await stage.sweep();
+    expect(stage.events()).toMatchObject([{ event_id: "chunk.completed.sess-1.0" }]);
+    expect(stage.reports.filter(({ kind }) => kind === "redis-lost-data")).toHaveLength(1);
   });
 
   test("leaves alone what is sent", async () => {
@@ -189,6 +223,7 @@ test.for([HOUR_MS, -HOUR_MS])(
     // All three are due by now, whatever the wall clock says.
     await stage.wait(stage.world.options.orphanBlobMs);
     await stage.sweep();
+    await stage.wait(MARK_DELAY_MS);
     expect(stage.committed(2)).toMatchObject({ eventState: "sent" });
     expect(stage.events("session.gap")).toMatchObject([{ missing: [[0, 0]] }]);
     expect(await stage.blobIds()).toHaveLength(2);

@@ -8,26 +8,28 @@ interface StateDocument {
   readonly value: string;
 }
 
-const REDIS_MARKER = "redis-marker";
-
 export class MongoServiceStateStore implements ServiceStateStore {
   readonly #connection: MongoConnection;
   readonly #state: Collection<StateDocument>;
 
-  constructor(connection: MongoConnection) {
+  readonly #markerId: string;
+
+  /** `prefix` of the queues: two installations on one database have a Redis each. */
+  constructor(connection: MongoConnection, prefix: string) {
     this.#connection = connection;
+    this.#markerId = `redis-marker:${prefix}`;
     this.#state = connection.db.collection<StateDocument>(COLLECTIONS.serviceState);
   }
 
   async redisMarker(): Promise<string | undefined> {
-    const found = await this.#connection.run(() => this.#state.findOne({ _id: REDIS_MARKER }));
+    const found = await this.#connection.run(() => this.#state.findOne({ _id: this.#markerId }));
     return found?.value;
   }
 
   async setRedisMarker(marker: string): Promise<void> {
     await this.#connection.write({
       update: COLLECTIONS.serviceState,
-      updates: [{ q: { _id: REDIS_MARKER }, u: { $set: { value: marker } }, upsert: true }],
+      updates: [{ q: { _id: this.#markerId }, u: { $set: { value: marker } }, upsert: true }],
     });
   }
 }

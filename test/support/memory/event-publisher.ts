@@ -49,6 +49,12 @@ export class MemoryEventPublisher implements EventPublisher {
     if (queued !== undefined) queue.set(eventId, { ...queued, state: "failed" });
   }
 
+  /** FLUSHALL: the queues and the marker are gone. */
+  empty(): void {
+    for (const queue of this.#queues.values()) queue.clear();
+    this.#marker = undefined;
+  }
+
   /** A queue that loses its data, as Redis may. */
   lose(queueName: string): void {
     this.#queue(queueName).clear();
