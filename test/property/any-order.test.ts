@@ -41,12 +41,12 @@ async function deliver(
 ): Promise<PipelineWorld> {
   const world = new PipelineWorld(seed, workers, { fault: () => undefined });
   const done: Promise<unknown>[] = [];
-  let waiting = deliveries.length + 1;
+  const state = { waiting: deliveries.length + 1 };
   const start = (worker: number, atMs: number, work: (at: number) => Promise<unknown>): void => {
     world.time.after(atMs, () => {
       done.push(
         work(worker % world.workers.length).finally(() => {
-          waiting -= 1;
+          state.waiting -= 1;
         }),
       );
     });
@@ -60,7 +60,7 @@ async function deliver(
       NEVER,
     ),
   );
-  while (waiting > 0) if (!(await world.time.step())) await turn();
+  while (state.waiting > 0) if (!(await world.time.step())) await turn();
   await Promise.all(done);
   return world;
 }

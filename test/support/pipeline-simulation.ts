@@ -365,11 +365,13 @@ class Simulation {
   #startTrouble(job: SimulatedJob, lock: number, cut: AbortController): void {
     if (this.#faultsLeft === 0) return;
     const afterMs = this.#random.between(1, 1_000);
-    if (this.#random.chance(0.04)) {
+    const losesLock = this.#random.chance(0.04);
+    const isPutBack = !losesLock && this.#random.chance(0.04);
+    if (losesLock) {
       this.#world.time.after(afterMs, () => {
         if (job.lock === lock && job.state === "active") this.#deliverLater(job, 0);
       });
-    } else if (this.#random.chance(0.04)) {
+    } else if (isPutBack) {
       this.#world.time.after(afterMs, () => cut.abort());
     }
     if (this.#random.chance(0.02) && job.holder !== undefined) this.#world.stepWallClock(job.holder);
@@ -482,19 +484,16 @@ class Simulation {
     }
     const { index, chunkId } = work.job;
     const isLeftOut = count !== undefined && index >= count;
-    switch (code) {
-      case "CHUNK_BEYOND_END":
-      case "SESSION_SEALED":
-        return isLeftOut ? undefined : `refused with ${code} by a session that ends at ${count}`;
-      case "CHUNK_CONFLICT":
-        return this.#hasRival(work.job, index, chunkId) ? undefined : "in conflict with nothing";
-      case "CHUNK_ID_CONFLICT":
-        return this.#hasRival(work.job, undefined, chunkId)
-          ? undefined
-          : "its id is in conflict with nothing";
-      default:
-        return `refused with ${code}`;
+    if (code === "CHUNK_BEYOND_END" || code === "SESSION_SEALED") {
+      return isLeftOut ? undefined : `refused with ${code} by a session that ends at ${count}`;
     }
+    if (code === "CHUNK_CONFLICT") {
+      return this.#hasRival(work.job, index, chunkId) ? undefined : "in conflict with nothing";
+    }
+    if (code === "CHUNK_ID_CONFLICT") {
+      return this.#hasRival(work.job, undefined, chunkId) ? undefined : "its id is in conflict with nothing";
+    }
+    return `refused with ${code}`;
   }
 
   /** Another submission for that place, with other content. */

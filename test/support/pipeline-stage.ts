@@ -21,7 +21,7 @@ export class PipelineStage {
   /** Every call in order, as far as it was made. */
   readonly calls: CallName[] = [];
   readonly #faults: { readonly call: CallName; readonly fault: Fault }[] = [];
-  readonly #hooks: { readonly call: CallName; readonly then: () => void | Promise<void> }[] = [];
+  readonly #hooks: { readonly call: CallName; readonly effect: () => void | Promise<void> }[] = [];
   #payloads = 0;
 
   constructor(workers = 1, options: Partial<PipelineOptions> = {}, session = "sess-1") {
@@ -35,7 +35,7 @@ export class PipelineStage {
           this.calls.push(call);
           return this.#take(this.#faults, call)?.fault;
         },
-        after: ({ port, method }) => this.#take(this.#hooks, `${port}.${method}`)?.then(),
+        after: ({ port, method }) => this.#take(this.#hooks, `${port}.${method}`)?.effect(),
         latencyMs: () => LATENCY_MS,
         reported: (_worker, event) => this.reports.push(event),
       },
@@ -49,8 +49,8 @@ export class PipelineStage {
   }
 
   /** After the next such call took effect, and before its caller knows. */
-  once(call: CallName, then: () => void | Promise<void>): void {
-    this.#hooks.push({ call, then });
+  once(call: CallName, effect: () => void | Promise<void>): void {
+    this.#hooks.push({ call, effect });
   }
 
   #take<Planned extends { readonly call: CallName }>(
@@ -110,14 +110,14 @@ export class PipelineStage {
 
   /** Lets time pass until `work` has settled. Throws if it never will, because its worker died. */
   async run<Result>(work: Promise<Result>): Promise<Result> {
-    let isSettled = false;
+    const state = { isSettled: false };
     const settle = (): void => {
-      isSettled = true;
+      state.isSettled = true;
     };
     work.then(settle, settle);
     // It may have a few promises to go through before its first call.
     await turn();
-    while (!isSettled) if (!(await this.world.time.step())) throw new WorkerDied();
+    while (!state.isSettled) if (!(await this.world.time.step())) throw new WorkerDied();
     return work;
   }
 
@@ -127,11 +127,11 @@ export class PipelineStage {
   }
 
   async wait(ms: number): Promise<void> {
-    let isOver = false;
+    const state = { isOver: false };
     this.world.time.after(ms, () => {
-      isOver = true;
+      state.isOver = true;
     });
-    while (!isOver) await this.world.time.step();
+    while (!state.isOver) await this.world.time.step();
   }
 
   committed(index: number): ChunkRecord | undefined {

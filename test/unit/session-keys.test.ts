@@ -17,7 +17,7 @@ const EPOCH_CHUNKS_MAX = 2 ** 20;
 
 /** The keys of one process. */
 function keysOf(seed: number) {
-  const { bytes } = seededRandom(seed);
+  const seeded = seededRandom(seed);
   const state = { nowMs: 0, derivations: 0, failNext: false };
   const threads = {
     async deriveKey(password: string, salt: Uint8Array) {
@@ -33,7 +33,7 @@ function keysOf(seed: number) {
     keyRing: singleKeyRing("d5Yt0pMZ3kQm8sVx2bHc7nRw4jLf9gTa"),
     threads,
     clock: { now: () => new Date(0), monotonicMs: () => state.nowMs, sleep: async () => undefined },
-    random: bytes,
+    random: (length) => seeded.bytes(length),
     observer: { report: () => undefined },
     epochAgeMaxMs: EPOCH_AGE_MAX_MS,
   });
