@@ -36,6 +36,12 @@ export interface SessionStore {
   unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]>;
 }
 
+/** What only an audit asks of the session store. */
+export interface SessionListing {
+  /** Ids of all sessions, in order, after `after`; also of those whose documents can't be read. */
+  ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]>;
+}
+
 export interface NewSession {
   readonly id: SessionId;
   readonly hashAlgorithm: "blake3" | "sha256";
@@ -121,6 +127,12 @@ export interface BlobStore {
   page(after: string | undefined, limit: number): Promise<readonly BlobEntry[]>;
 }
 
+/** What only an audit asks of the blob store. */
+export interface BlobPresence {
+  /** Those of `ids` under which a blob is stored; no blob is read for it. */
+  existing(ids: readonly string[]): Promise<ReadonlySet<string>>;
+}
+
 export interface BlobEntry {
   readonly id: string;
   readonly owner: ChunkKey;
@@ -132,6 +144,12 @@ export interface BlobEntry {
 export interface TileStore {
   read(session: SessionId, level: number, n: number): Promise<Uint8Array | undefined>;
   write(session: SessionId, tiles: readonly TileRecord[]): Promise<void>;
+}
+
+/** What only a repair does to the tile store. */
+export interface TileRepair {
+  /** Puts `tile` in the place of one whose hashes are exactly `wrong`, in one step; `conflict`: it has others, or is gone. */
+  replace(session: SessionId, tile: TileRecord, wrong: Uint8Array): Promise<"replaced" | "conflict">;
 }
 
 export interface TileRecord {

@@ -8,10 +8,13 @@ import { MongoSessionStore } from "../../src/adapters/mongo/session-store.ts";
 import { MongoTileStore } from "../../src/adapters/mongo/tile-store.ts";
 import type { SessionId } from "../../src/core/ids.ts";
 import type {
+  BlobPresence,
   BlobStore,
   ChunkStore,
   ManifestStore,
+  SessionListing,
   SessionStore,
+  TileRepair,
   TileStore,
 } from "../../src/pipeline/ports.ts";
 import { MemoryBlobStore } from "../support/memory/blob-store.ts";
@@ -22,10 +25,10 @@ import { MemoryTileStore } from "../support/memory/tile-store.ts";
 import type { TestServers } from "../support/servers.ts";
 
 export interface Stores {
-  readonly sessions: SessionStore;
+  readonly sessions: SessionStore & SessionListing;
   readonly chunks: ChunkStore;
-  readonly blobs: BlobStore;
-  readonly tiles: TileStore;
+  readonly blobs: BlobStore & BlobPresence;
+  readonly tiles: TileStore & TileRepair;
   readonly manifests: ManifestStore;
 }
 

@@ -1,6 +1,6 @@
 import type { Collection } from "mongodb";
 import { LucidError } from "../../core/errors.ts";
-import type { BlobEntry, BlobStore, ChunkKey } from "../../pipeline/ports.ts";
+import type { BlobEntry, BlobPresence, BlobStore, ChunkKey } from "../../pipeline/ports.ts";
 import { coalesce } from "../coalesce.ts";
 import type { MongoConnection } from "./connection.ts";
 import {
@@ -19,8 +19,9 @@ const INSERT_BYTES_MAX = 1024 * 1024;
 const INSERT_ITEMS_MAX = 64;
 const INSERT_LANES = 2;
 const REMOVE_ITEMS_MAX = 1_000;
+const EXISTING_ITEMS_MAX = 1_000;
 
-export class MongoBlobStore implements BlobStore {
+export class MongoBlobStore implements BlobStore, BlobPresence {
   readonly #connection: MongoConnection;
   readonly #blobs: Collection<BlobDocument>;
   readonly #chunks: Collection<ChunkDocument>;
@@ -74,6 +75,21 @@ export class MongoBlobStore implements BlobStore {
       if (entries.length > 0 || ids.length < limit) return entries;
       last = ids.at(-1);
     }
+  }
+
+  async existing(ids: readonly string[]): Promise<ReadonlySet<string>> {
+    const present = new Set<string>();
+    for (let at = 0; at < ids.length; at += EXISTING_ITEMS_MAX) {
+      const some = ids.slice(at, at + EXISTING_ITEMS_MAX);
+      const found = await this.#connection.run(() =>
+        this.#blobs
+          .find({ _id: { $in: some } }, { batchSize: some.length + 1 })
+          .project<{ readonly _id: string }>({ _id: 1 })
+          .toArray(),
+      );
+      for (const { _id } of found) present.add(_id);
+    }
+    return present;
   }
 
   /** A duplicate `_id` is this attempt's own insert, whose reply was lost. */

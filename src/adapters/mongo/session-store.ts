@@ -1,7 +1,7 @@
 import type { Collection } from "mongodb";
 import { LucidError } from "../../core/errors.ts";
 import type { SessionId } from "../../core/ids.ts";
-import type { NewSession, SessionChange, SessionStore } from "../../pipeline/ports.ts";
+import type { NewSession, SessionChange, SessionListing, SessionStore } from "../../pipeline/ports.ts";
 import type { SessionRecord } from "../../schema/record.ts";
 import { coalesce } from "../coalesce.ts";
 import type { MongoConnection } from "./connection.ts";
@@ -18,7 +18,7 @@ const FIND_ITEMS_MAX = 100;
 /** A session that is removed between "exists" and the read of it is made anew; twice in a row is no accident. */
 const CREATE_TRIES_MAX = 3;
 
-export class MongoSessionStore implements SessionStore {
+export class MongoSessionStore implements SessionStore, SessionListing {
   readonly #connection: MongoConnection;
   readonly #sessions: Collection<SessionDocument>;
   readonly #find: (id: SessionId) => Promise<SessionRecord | undefined>;
@@ -84,6 +84,20 @@ export class MongoSessionStore implements SessionStore {
       this.#sessions.find(filter, { limit, batchSize: limit }).sort({ _id: 1 }).toArray(),
     );
     return documents.map(sessionRecord);
+  }
+
+  /** Only `_id`, so that the index answers and a document of an unknown form doesn't end the page. */
+  async ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
+    if (limit < 1) return [];
+    const filter = after === undefined ? {} : { _id: { $gt: after } };
+    const found = await this.#connection.run(() =>
+      this.#sessions
+        .find(filter, { limit, batchSize: limit })
+        .sort({ _id: 1 })
+        .project<{ readonly _id: SessionId }>({ _id: 1 })
+        .toArray(),
+    );
+    return found.map(({ _id }) => _id);
   }
 
   async #findMany(ids: readonly SessionId[]): Promise<readonly (SessionRecord | undefined)[]> {

@@ -1,7 +1,7 @@
 import type { Collection } from "mongodb";
 import { LucidError } from "../../core/errors.ts";
 import type { SessionId } from "../../core/ids.ts";
-import type { TileRecord, TileStore } from "../../pipeline/ports.ts";
+import type { TileRecord, TileRepair, TileStore } from "../../pipeline/ports.ts";
 import type { MongoConnection } from "./connection.ts";
 import { COLLECTIONS, type TileDocument, tileDocumentId, tileFields } from "./documents.ts";
 
@@ -10,7 +10,7 @@ const TILES_PER_COMMAND_MAX = 128;
 /** A refused tile means that the stored one grew meanwhile, which a tile of 256 hashes can do this often. */
 const TRIES_MAX = 256;
 
-export class MongoTileStore implements TileStore {
+export class MongoTileStore implements TileStore, TileRepair {
   readonly #connection: MongoConnection;
   readonly #tiles: Collection<TileDocument>;
 
@@ -30,6 +30,23 @@ export class MongoTileStore implements TileStore {
     for (let at = 0; at < tiles.length; at += TILES_PER_COMMAND_MAX) {
       await this.#writeSome(session, tiles.slice(at, at + TILES_PER_COMMAND_MAX));
     }
+  }
+
+  async replace(
+    session: SessionId,
+    tile: TileRecord,
+    wrong: Uint8Array,
+  ): Promise<"replaced" | "conflict"> {
+    const { n } = await this.#connection.write({
+      update: COLLECTIONS.tiles,
+      updates: [
+        {
+          q: { _id: tileDocumentId(session, tile.level, tile.n), session_id: session, hashes: wrong },
+          u: { $set: tileFields(tile) },
+        },
+      ],
+    });
+    return n === 1 ? "replaced" : "conflict";
   }
 
   async #writeSome(session: SessionId, tiles: readonly TileRecord[]): Promise<void> {

@@ -1,5 +1,5 @@
 import { LucidError } from "../../../src/core/errors.ts";
-import type { BlobEntry, BlobStore, ChunkKey } from "../../../src/pipeline/ports.ts";
+import type { BlobEntry, BlobPresence, BlobStore, ChunkKey } from "../../../src/pipeline/ports.ts";
 import type { MemoryChunkStore } from "./chunk-store.ts";
 import { pageAfter } from "./order.ts";
 
@@ -10,7 +10,7 @@ interface StoredBlob {
 }
 
 /** The twin of MongoBlobStore. Copies what it is given, because a server does. */
-export class MemoryBlobStore implements BlobStore {
+export class MemoryBlobStore implements BlobStore, BlobPresence {
   readonly #blobs = new Map<string, StoredBlob>();
   readonly #chunks: MemoryChunkStore;
 
@@ -34,6 +34,10 @@ export class MemoryBlobStore implements BlobStore {
 
   async remove(ids: readonly string[]): Promise<void> {
     for (const id of ids) this.#blobs.delete(id);
+  }
+
+  async existing(ids: readonly string[]): Promise<ReadonlySet<string>> {
+    return new Set(ids.filter((id) => this.#blobs.has(id)));
   }
 
   async page(after: string | undefined, limit: number): Promise<readonly BlobEntry[]> {

@@ -1,10 +1,10 @@
 import type { SessionId, TreeSize } from "../../../src/core/ids.ts";
-import type { NewSession, SessionChange, SessionStore } from "../../../src/pipeline/ports.ts";
+import type { NewSession, SessionChange, SessionListing, SessionStore } from "../../../src/pipeline/ports.ts";
 import type { AnchorRecord, SessionRecord } from "../../../src/schema/record.ts";
 import { pageAfter } from "./order.ts";
 
 /** The twin of MongoSessionStore: each call is one atomic step, taken when it is called. */
-export class MemorySessionStore implements SessionStore {
+export class MemorySessionStore implements SessionStore, SessionListing {
   readonly #sessions = new Map<SessionId, SessionRecord>();
 
   async find(session: SessionId): Promise<SessionRecord | undefined> {
@@ -65,6 +65,10 @@ export class MemorySessionStore implements SessionStore {
   async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
     const candidates = [...this.#sessions.values()].filter(({ closed }) => !closed);
     return pageAfter(candidates, ({ id }) => id, after, limit);
+  }
+
+  async ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
+    return pageAfter([...this.#sessions.keys()], (id) => id, after, limit);
   }
 }
 
