@@ -42,11 +42,11 @@ export async function relayChunkCompleted(
 ): Promise<void> {
   if (chunk.eventState === "sent") return;
   const { patience, events, observer, marks } = ports;
-  const { epoch } = events;
+  const seen = marks.seen();
   await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));
   observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: false });
   // Dies here: published and still `pending`; sweepPendingEvents publishes it again under the same id.
-  marks.add(chunk, epoch);
+  marks.add(chunk, seen);
 }
 
 /** For events that no record carries as pending: waits until every queue has it. */

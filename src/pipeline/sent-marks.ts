@@ -7,13 +7,24 @@ import type { ChunkKey, ChunkStore, Clock, EventPublisher, Observer } from "./po
  * seconds when its machine loses power.
  */
 const MARK_DELAY_MS = 2_500;
+/** Marks come due in steps, so that those of one step share a command; nobody waits for a mark. */
+const MARK_STEP_MS = 100;
 /** Marks that one command takes. */
 const MARKS_MAX = 1_000;
+/** Far more than are added in MARK_DELAY_MS; what comes beyond stays `pending`, for the sweeper. */
+const AWAITED_MAX = 50_000;
+
+/** What was known of Redis right before an event was added to it. */
+export interface RedisSeen {
+  /** Of the publisher's connection. */
+  readonly epoch: number;
+  /** As last read; absent when none was there, or none was read yet. */
+  readonly marker: string | undefined;
+}
 
 interface AwaitedMark {
   readonly chunk: ChunkKey;
-  /** Of the publisher's connection, when the event was added. */
-  readonly epoch: number;
+  readonly seen: RedisSeen;
   readonly dueMs: number;
 }
 
@@ -27,14 +38,17 @@ export interface SentMarkPorts {
 }
 
 /**
- * Writes `sent` for events that have been in Redis long enough to survive it. If the connection broke meanwhile, Redis may
- * have died and come back without them: no mark is written, the event stays `pending`, and a sweeper adds it again
- * under the same id, which the queue drops or the consumer recognises. The same holds for whatever else ends a mark.
+ * Writes `sent` for events that have been in Redis long enough to survive it, and still are there. If the connection broke
+ * meanwhile, Redis may have died and come back without them. If its marker is another, it was emptied, which breaks no
+ * connection; and the sweep that looks for that may have been there before the mark, which it then can't take back. In both
+ * cases no mark is written, the event stays `pending`, and a sweeper adds it again under the same id, which the queue
+ * drops or the consumer recognises. The same holds for whatever else ends a mark.
  */
 export class SentMarks {
   readonly #ports: SentMarkPorts;
   readonly #stopped: AbortSignal;
   readonly #awaited: AwaitedMark[] = [];
+  #marker: string | undefined;
   #isRunning = false;
 
   constructor(ports: SentMarkPorts, stopped: AbortSignal) {
@@ -42,10 +56,21 @@ export class SentMarks {
     this.#stopped = stopped;
   }
 
-  /** `epoch` is that of the publisher before the event was added. */
-  add(chunk: ChunkKey, epoch: number): void {
+  /** To be asked before an event is added, and given to `add` when it was. */
+  seen(): RedisSeen {
+    return { epoch: this.#ports.events.epoch, marker: this.#marker };
+  }
+
+  /** The sweeper has read Redis' marker, or set it. */
+  remember(marker: string): void {
+    this.#marker = marker;
+  }
+
+  add(chunk: ChunkKey, seen: RedisSeen): void {
     const { clock, background, observer } = this.#ports;
-    this.#awaited.push({ chunk, epoch, dueMs: clock.monotonicMs() + MARK_DELAY_MS });
+    if (this.#awaited.length >= AWAITED_MAX) return;
+    const dueMs = Math.ceil((clock.monotonicMs() + MARK_DELAY_MS) / MARK_STEP_MS) * MARK_STEP_MS;
+    this.#awaited.push({ chunk, seen, dueMs });
     if (this.#isRunning) return;
     this.#isRunning = true;
     background.add(this.#run(), (code) => {
@@ -70,7 +95,12 @@ export class SentMarks {
     const nowMs = clock.monotonicMs();
     const waiting = this.#awaited.findIndex(({ dueMs }) => dueMs > nowMs);
     const due = this.#awaited.splice(0, Math.min(waiting < 0 ? this.#awaited.length : waiting, MARKS_MAX));
-    const safe = due.filter(({ epoch }) => epoch === events.epoch).map(({ chunk }) => chunk);
-    if (safe.length > 0) await patience("chunks.markSent", this.#stopped, () => chunks.markSent(safe));
+    await patience("chunks.markSent", this.#stopped, async () => {
+      // Looked at anew before every try: Redis may have been emptied while MongoDB was away. The reply also shows that
+      // the connection lives; one whose other end lost power breaks only when it is used.
+      this.#marker = await events.marker();
+      const safe = due.filter(({ seen }) => seen.epoch === events.epoch && seen.marker === this.#marker);
+      if (safe.length > 0) await chunks.markSent(safe.map(({ chunk }) => chunk));
+    });
   }
 }

@@ -113,10 +113,14 @@ export class Sweeper {
    * between, or another worker at it, repeats a harmless step.
    */
   async #reopenAfterLoss(signal: AbortSignal): Promise<void> {
-    const { patience, events, serviceState, chunks, sessions, clock, random, observer, limits } = this.#ports;
+    const { patience, events, serviceState, chunks, sessions, clock, random, observer, marks, limits } =
+      this.#ports;
     const inStore = await patience("state.marker", signal, () => serviceState.redisMarker());
     const inRedis = await patience("events.marker", signal, () => events.marker());
-    if (inStore !== undefined && inStore === inRedis) return;
+    if (inStore !== undefined && inStore === inRedis) {
+      marks.remember(inStore);
+      return;
+    }
     if (inStore !== undefined) {
       const since = new Date(clock.now().getTime() - limits.eventRetentionMs);
       const ofChunks = await patience("chunks.reopen", signal, () => chunks.reopenEvents(since));
@@ -126,11 +130,12 @@ export class Sweeper {
     const candidate = toHex(random(MARKER_BYTES));
     const marker = await patience("events.claim", signal, () => events.claimMarker(candidate));
     await patience("state.setMarker", signal, () => serviceState.setRedisMarker(marker));
+    marks.remember(marker);
   }
 
   async #republishChunk(chunk: ChunkRecord, signal: AbortSignal): Promise<boolean> {
     const { patience, advance, events, observer, marks } = this.#ports;
-    const { epoch } = events;
+    const seen = marks.seen();
     // As in the write path, a proposed count is settled before the event: none may leave out what has been announced.
     const session = await advance.request(chunk.sessionId);
     if (isBeyondEnd(session, chunk.index)) {
@@ -138,7 +143,7 @@ export class Sweeper {
       return false;
     }
     await patience("events.republish", signal, () => events.republish(chunkCompletedEvent(chunk)));
-    marks.add(chunk, epoch);
+    marks.add(chunk, seen);
     observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: true });
     return true;
   }

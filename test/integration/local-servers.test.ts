@@ -252,7 +252,7 @@ describe("Redis", () => {
   });
 
   test("asked for a port that is taken is an error that says so", async () => {
-    const holder = createServer().listen(0, "127.0.0.1");
+    const holder = createServer((socket) => socket.destroy()).listen(0, "127.0.0.1");
     await once(holder, "listening");
     undo.push(() => holder.close());
     const port = (holder.address() as { port: number }).port;

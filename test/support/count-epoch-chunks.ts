@@ -9,12 +9,12 @@ import { seededRandom } from "./seeded-random.ts";
 
 const GIVE_UP_AFTER = 2 ** 21;
 
-const { bytes } = seededRandom(1);
+const random = seededRandom(1);
 const keys = new SessionKeys({
   keyRing: singleKeyRing("d5Yt0pMZ3kQm8sVx2bHc7nRw4jLf9gTa"),
   threads: { deriveKey: async (password, salt) => fastKey(password, salt) } as KernelThreads,
   clock: { now: () => new Date(0), monotonicMs: () => 0, sleep: async () => undefined },
-  random: bytes,
+  random: (length) => random.bytes(length),
   observer: { report: () => undefined },
   epochAgeMaxMs: 1,
 });

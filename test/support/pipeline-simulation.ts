@@ -63,12 +63,21 @@ export interface SimulationResult {
   readonly digest: string;
 }
 
-export async function simulatePipeline(seed: number): Promise<SimulationResult> {
-  return new Simulation(seed).run();
+export interface SimulationOptions {
+  /** Redis is emptied once or twice in the middle of it. */
+  readonly emptiesRedis?: boolean;
+}
+
+export async function simulatePipeline(
+  seed: number,
+  options: SimulationOptions = {},
+): Promise<SimulationResult> {
+  return new Simulation(seed, options).run();
 }
 
 class Simulation {
   readonly #seed: number;
+  readonly #emptiesRedis: boolean;
   readonly #random: SeededRandom;
   readonly #world: PipelineWorld;
   readonly #witness: PipelineWitness;
@@ -82,8 +91,9 @@ class Simulation {
   #payloads = 0;
   #resting = false;
 
-  constructor(seed: number) {
+  constructor(seed: number, { emptiesRedis = false }: SimulationOptions) {
     this.#seed = seed;
+    this.#emptiesRedis = emptiesRedis;
     // Two streams: what is submitted doesn't change when the pipeline makes a call more or less.
     this.#random = seededRandom(seed);
     const chance = seededRandom(seed ^ 0x5eed);
@@ -175,7 +185,9 @@ class Simulation {
   async #plan(): Promise<void> {
     await this.#planSession("sess-a" as SessionId);
     if (this.#random.chance(0.15)) await this.#planSession("sess-b" as SessionId);
-    if (this.#random.chance(0.08)) await this.#planTallSession("sess-tall" as SessionId);
+    // What is planted in a tall session was never in Redis, so it can't be lost there.
+    if (this.#emptiesRedis) this.#planEmptiedRedis();
+    else if (this.#random.chance(0.08)) await this.#planTallSession("sess-tall" as SessionId);
   }
 
   async #planSession(session: SessionId): Promise<void> {
@@ -191,6 +203,14 @@ class Simulation {
     }
     this.#planTrouble(session, chunks, isRush);
     this.#planEnd(session, chunks, isRush);
+  }
+
+  /** FLUSHALL, with no connection broken: only the marker tells. Jobs are left alone, they have their own ways to be lost. */
+  #planEmptiedRedis(): void {
+    const times = this.#random.between(1, 2);
+    for (let count = 0; count < times; count++) {
+      this.#world.time.after(this.#random.between(4_000, 14_000), () => this.#world.stores.events.empty());
+    }
   }
 
   /** What no honest producer sends. */

@@ -70,6 +70,8 @@ export class PipelineWitness {
     switch (`${port}.${method}`) {
       case "sessions.create":
         return this.#checkSession((args[0] as { readonly id: SessionId }).id);
+      case "sessions.reopenEvents":
+        return this.#readAgain();
       case "sessions.replace":
         return this.#checkSession(args[0] as SessionId);
       case "chunks.insert":
@@ -86,6 +88,14 @@ export class PipelineWitness {
       case "events.republish":
         return this.#checkPublished(args[0] as LucidEvent);
       default:
+    }
+  }
+
+  /** Events were made pending again, which raises versions by one or two. */
+  async #readAgain(): Promise<void> {
+    for (const id of this.#sessions.keys()) {
+      const now = await this.#world.stores.sessions.find(id);
+      if (now !== undefined) this.#sessions.set(id, now);
     }
   }
 
@@ -300,7 +310,15 @@ export class PipelineWitness {
     if (isComplete && session.state === "open") this.violation(`${id}: complete and never sealed`);
     if (session.state !== "open" && session.sealedEvent !== "sent")
       this.violation(`${id}: its seal is still pending`);
+    if (session.state !== "open" && !this.#isQueued(`session.sealed.${id}`)) {
+      this.violation(`${id}: the event of its seal is lost`);
+    }
     if (session.state !== "open" && !session.closed) this.violation(`${id}: sealed and never closed`);
+  }
+
+  /** Nobody consumes events here: all that were told and not lost again are still there. */
+  #isQueued(eventId: string): boolean {
+    return this.#world.stores.events.waiting("storage-events").some(({ event_id }) => event_id === eventId);
   }
 
   async #checkTiles(session: SessionRecord): Promise<void> {
@@ -338,6 +356,7 @@ export class PipelineWitness {
     if (this.#isBeyondEnd(chunk)) return this.violation(`${key}: beyond the end and still there`);
     if (!this.isPublished(chunk.eventId)) this.violation(`${key}: never announced`);
     if (chunk.eventState !== "sent") this.violation(`${key}: announced and still pending`);
+    if (!this.#isQueued(chunk.eventId)) this.violation(`${key}: its event is lost`);
     const blob = await this.#world.stores.blobs.read(chunk.blobId);
     if (blob === undefined) return this.violation(`${key}: no blob`);
     try {

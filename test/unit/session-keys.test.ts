@@ -55,7 +55,7 @@ function chunksOfFirstEpoch(): Promise<number> {
   return new Promise((resolve, reject) => {
     execFile(process.execPath, [program], (error, stdout) => {
       if (error === null) resolve(Number(stdout));
-      else reject(error);
+      else reject(new Error("the count failed", { cause: error }));
     });
   });
 }

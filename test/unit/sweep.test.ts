@@ -73,6 +73,22 @@ describe("the sweep of pending events", () => {
     expect(stage.reports.filter(({ kind }) => kind === "redis-lost-data")).toHaveLength(1);
   });
 
+  test("a Redis that was emptied before the mark leaves the event pending, also when a sweep came between the two", async () => {
+    const stage = new PipelineStage();
+    await stage.sweep();
+    await stage.process(stage.chunkJob(0));
+    stage.world.stores.events.empty();
+    // It finds nothing marked `sent`, and gives the empty Redis a marker.
+    await stage.sweep();
+    await stage.wait(MARK_DELAY_MS);
+    expect(stage.committed(0)).toMatchObject({ eventState: "pending" });
+    await stage.wait(stage.world.options.eventPendingMs);
+    await stage.sweep();
+    expect(stage.events()).toMatchObject([{ event_id: "chunk.completed.sess-1.0" }]);
+    await stage.wait(MARK_DELAY_MS);
+    expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
+  });
+
   test("leaves alone what is sent", async () => {
     const stage = new PipelineStage();
     await stage.process(stage.chunkJob(0));

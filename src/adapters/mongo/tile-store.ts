@@ -32,11 +32,7 @@ export class MongoTileStore implements TileStore, TileRepair {
     }
   }
 
-  async replace(
-    session: SessionId,
-    tile: TileRecord,
-    wrong: Uint8Array,
-  ): Promise<"replaced" | "conflict"> {
+  async replace(session: SessionId, tile: TileRecord, wrong: Uint8Array): Promise<"replaced" | "conflict"> {
     const { n } = await this.#connection.write({
       update: COLLECTIONS.tiles,
       updates: [

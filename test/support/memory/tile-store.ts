@@ -17,11 +17,7 @@ export class MemoryTileStore implements TileStore, TileRepair {
     }
   }
 
-  async replace(
-    session: SessionId,
-    tile: TileRecord,
-    wrong: Uint8Array,
-  ): Promise<"replaced" | "conflict"> {
+  async replace(session: SessionId, tile: TileRecord, wrong: Uint8Array): Promise<"replaced" | "conflict"> {
     const id = `${session}:${tile.level}:${tile.n}`;
     const stored = this.#tiles.get(id);
     if (stored === undefined || Buffer.compare(stored.hashes, wrong) !== 0) return "conflict";
