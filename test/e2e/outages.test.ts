@@ -21,7 +21,7 @@ const SLOW = { LUCID_DEFAULT_COMPRESSION_LEVEL: "17", LOG_LEVEL: "debug", MAX_WO
 /** The bar: how long after the server is back. */
 const REDIS_RESUME_MS_MAX = 10_000;
 const MONGODB_RESUME_MS_MAX = 15_000;
-const SEAL_MS_MAX = 30_000;
+const SEAL_MS_MAX = 60_000;
 const REDIS_SYNC_MS = 1_200;
 
 function loadOf(name: string, chunks = 100): TestSession {
@@ -54,7 +54,7 @@ describe("Redis", () => {
     const DOWN_MS = 5_000;
     const redis = await OwnServer.redis();
     const deployment = new Deployment({ ...servers, redisUrl: redis.url, env: SLOW });
-    const session = loadOf(servers.sessionId("redis-restart"));
+    const session = loadOf(servers.sessionId("redis-restart"), 200);
     const worker = await underLoad(deployment, session);
     await sleep(REDIS_SYNC_MS);
 
