@@ -295,6 +295,50 @@ describe("a chunk job that is refused", () => {
     },
   );
 
+  test.each([
+    ["chunk_data_base64", chunkData(1), "CHUNK_CONFLICT"],
+    ["chunk_data", chunkData(1, { chunk_data_base64: undefined, chunk_data: "aGVsbG8=" }), "SESSION_SEALED"],
+    ["bad base64", chunkData(1, { chunk_data_base64: "?" }), "CHUNK_CONFLICT"],
+    ["an unknown field beside it", chunkData(1, { evil: 1 }), "CHUNK_CONFLICT"],
+  ] as const)("for ever keeps all of its data but the bytes: %s", async (_name, data, code) => {
+    openQueues();
+    const recorded = recorder();
+    startChunks(fail(code), recorded);
+    const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
+    const kept: Record<string, unknown> = { ...data };
+    delete kept["chunk_data_base64"];
+    delete kept["chunk_data"];
+    expect(job.data).toEqual(kept);
+    expect(recorded.outcomes).toMatchObject([{ outcome: "failed" }]);
+    expect(recorded.errors).toEqual([]);
+  });
+
+  test.each(["SESSION_TOO_LARGE", "SECRET_UNWRAP_FAILED", "TREE_CORRUPT", "THREAD_CRASHED"] as const)(
+    "with %s keeps its bytes, and a retry processes them",
+    async (code) => {
+      openQueues();
+      const recorded = recorder();
+      let isRepaired = false;
+      startChunks((...call) => (isRepaired ? succeed : fail(code))(...call), recorded);
+      const added = await chunkQueue.add("process-chunk", chunkData(1));
+      const job = await untilState(chunkQueue, added, "failed");
+      expect(job.data).toEqual(chunkData(1));
+      isRepaired = true;
+      await job.retry("failed", { resetAttemptsMade: true });
+      await untilState(chunkQueue, added, "completed");
+    },
+  );
+
+  test("that came without bytes keeps all of its data", async () => {
+    openQueues();
+    const recorded = recorder();
+    startChunks(succeed, recorded);
+    const data = chunkData(1, { chunk_data_base64: undefined });
+    const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
+    expect(job.failedReason).toMatch(/^JOB_INVALID: /);
+    expect(job.data).toEqual(data);
+  });
+
   test("an error that the handler calls unrecoverable fails at the first try", async () => {
     openQueues();
     const recorded = recorder();
@@ -441,6 +485,8 @@ describe("a chunk job that loses its worker", () => {
     }, recorded);
     const failed = await untilState(chunkQueue, job, "failed");
     expect(failed.failedReason).toMatch(/^JOB_STALLED_TOO_OFTEN: /);
+    // Nothing is known to be wrong with it: its bytes may be the only ones.
+    expect(failed.data).toEqual(chunkData(1));
     expect(recorded.events).toMatchObject([{ event_id: "chunk.failed.sess-a.1.JOB_STALLED_TOO_OFTEN" }]);
     expect(recorded.stalled).toEqual([job.id]);
     expect(runs).toBe(0);

@@ -1,4 +1,5 @@
 import { chunkFailedEvent } from "../../pipeline/event-messages.ts";
+import type { ErrorCode } from "../../core/errors.ts";
 import { type ChunkTask, failureIdentity, type JobLimits, parseChunkJob } from "../../pipeline/parse-job.ts";
 import type { EventPublisher } from "../../pipeline/ports.ts";
 import {
@@ -9,6 +10,25 @@ import {
 } from "../../schema/job.ts";
 import { throwRedisError } from "../redis/errors.ts";
 import { type Consumer, type ConsumerOptions, createConsumer, type JobContext } from "./job-worker.ts";
+
+/**
+ * No retry of a job that was refused with one of these can succeed, whatever an operator does. After the other codes it may:
+ * with the right key, a higher limit, a repaired store, or workers that stay alive; then its bytes are still needed, and may
+ * be the only ones. A code that isn't named here keeps them.
+ */
+const REFUSED_FOR_EVER: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  "JOB_INVALID",
+  "PAYLOAD_BASE64_INVALID",
+  "PAYLOAD_EMPTY",
+  "PAYLOAD_SIZE_MISMATCH",
+  "PAYLOAD_DIGEST_MISMATCH",
+  "PAYLOAD_REF_FORBIDDEN",
+  "CHUNK_CONFLICT",
+  "CHUNK_ID_CONFLICT",
+  "CHUNK_BEYOND_END",
+  "SESSION_SEALED",
+]);
+const INLINE_FIELDS = ["chunk_data_base64", "chunk_data"] as const;
 
 export interface ChunkConsumerOptions extends ConsumerOptions {
   readonly limits: JobLimits;
@@ -38,9 +58,19 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
         const failed = { jobId, ...failureIdentity(job.data), code, message, attempts: attempt };
         await events.publish(chunkFailedEvent(failed, clock.now()));
       },
+      deadLetterData: (data, code) => (REFUSED_FOR_EVER.has(code) ? withoutInlineBytes(data) : undefined),
     },
     options,
   );
+}
+
+/** All other fields stay, for whoever looks for the sender; `undefined` when there are no inline bytes. */
+function withoutInlineBytes(data: unknown): object | undefined {
+  if (typeof data !== "object" || data === null || Array.isArray(data)) return undefined;
+  if (!INLINE_FIELDS.some((field) => Object.hasOwn(data, field))) return undefined;
+  const kept = { ...data } as Partial<Record<(typeof INLINE_FIELDS)[number], unknown>>;
+  for (const field of INLINE_FIELDS) delete kept[field];
+  return kept;
 }
 
 function stubOf(session: string, result: ProcessChunkReturn): CommittedStub {

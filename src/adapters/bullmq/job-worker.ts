@@ -87,6 +87,8 @@ export interface JobKind {
   run(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown>;
   /** Before a job fails for good: tell the neighbours. May throw QUEUE_UNAVAILABLE: the job then stays. */
   announceFailure(job: Job<unknown, unknown, string>, context: JobContext, error: LucidError): Promise<void>;
+  /** What a dead letter keeps of `data` after an error of this code; `undefined`: all of it. */
+  deadLetterData?(data: unknown, code: ErrorCode): object | undefined;
 }
 
 export function createConsumer(kind: JobKind, options: ConsumerOptions): Consumer {
@@ -257,7 +259,10 @@ class JobConsumer implements Consumer {
     }
   }
 
-  /** The event first: if we die between the two, the job comes back and tells it again under the same id. */
+  /**
+   * The event, then the data, then the verdict. If we die after the event, the job comes back and tells it again under
+   * the same id. If we die after the data, the job comes back without its bytes: it is refused again, as JOB_INVALID.
+   */
   async #failForGood(
     job: Job<unknown, unknown, string>,
     token: string,
@@ -275,6 +280,18 @@ class JobConsumer implements Consumer {
       }
       // An event that can't be told at all must not keep a dead job alive.
       this.#options.observer.onError(`${this.#kind.queue} failure event`, code);
+    }
+    try {
+      const kept = this.#kind.deadLetterData?.(job.data, error.code);
+      if (kept !== undefined) await job.updateData(kept).catch(throwRedisError);
+    } catch (thrown) {
+      const { code, disposition } = asLucidError(thrown);
+      if (disposition === "released") {
+        tell("released", code);
+        return this.#release(job, token, context.signal);
+      }
+      // Such as a job that a hand has removed meanwhile: there is no data left to change.
+      this.#options.observer.onError(`${this.#kind.queue} dead letter`, code);
     }
     tell("failed", error.code);
     return failForGood(error);

@@ -181,7 +181,8 @@ class ClaimCheckProducer implements Producer {
     const opts = { ...jobOptions(), jobId: `${session}.finalize.${chunkCount}` };
     await this.#retryingOutOfMemory(async () => {
       await this.#control.add(JOB_FINALIZE_SESSION, data, opts);
-      await retryFailed(this.#control, await statesOf(this.#client, this.#control, [opts.jobId]));
+      const states = await statesOf(this.#client, this.#control, [opts.jobId]);
+      await retryFailed(this.#control, states, [data]);
     });
   }
 
@@ -255,7 +256,11 @@ class ClaimCheckProducer implements Producer {
       this.#chunks,
       jobs.map(({ id }) => id),
     );
-    await retryFailed(this.#chunks, states);
+    await retryFailed(
+      this.#chunks,
+      states,
+      jobs.map(({ data }) => data),
+    );
     return states.map(({ state }) => (state === "completed" ? "completed" : "added"));
   }
 
@@ -377,10 +382,16 @@ function isSet(score: string | null | undefined): boolean {
   return score !== null && score !== undefined;
 }
 
-async function retryFailed(queue: Queue, states: readonly JobState[]): Promise<void> {
-  for (const { id, state } of states) {
+/** With the data of now: a dead letter may have lost its inline bytes, or name a payload that is gone. */
+async function retryFailed(
+  queue: Queue,
+  states: readonly JobState[],
+  data: readonly (ProcessChunkData | FinalizeData)[],
+): Promise<void> {
+  for (const [position, { id, state }] of states.entries()) {
     if (state !== "failed") continue;
     const job = await queue.getJob(id);
+    await job?.updateData(data[position]);
     await job?.retry("failed", { resetAttemptsMade: true });
   }
 }
