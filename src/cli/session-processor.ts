@@ -5,6 +5,7 @@ import { configCommand } from "./config.ts";
 import { demoCommand } from "./demo.ts";
 import { enqueueCommand } from "./enqueue.ts";
 import { finalizeCommand } from "./finalize.ts";
+import { fsckCommand } from "./fsck.ts";
 import { keysCommand } from "./keys.ts";
 import { proofCommand } from "./proof.ts";
 import { restoreCommand } from "./restore.ts";
@@ -28,6 +29,7 @@ const program = new Command("session-processor")
   .addCommand(proofCommand())
   .addCommand(verifyProofCommand())
   .addCommand(verifyCommand())
+  .addCommand(fsckCommand())
   .addCommand(keysCommand())
   .addCommand(configCommand());
 

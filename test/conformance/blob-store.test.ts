@@ -80,6 +80,17 @@ describe("BlobStore", () => {
       expect(left.map((blob) => blob !== undefined)).toEqual([false, false, true]);
     });
 
+    test("existing names those ids that are stored, and no others", async () => {
+      const sessionId = session();
+      const ids = Array.from({ length: 1_200 }, (_, index) => `${sessionId}:${index}:a`);
+      for (const index of [0, 7, 1_199]) {
+        await first().blobs.insert(`${sessionId}:${index}:a`, owner(sessionId, index), bytesOf(1));
+      }
+      const present = await second().blobs.existing([...ids, `${sessionId}:0:b`, "no such form"]);
+      expect([...present].toSorted()).toEqual([0, 1_199, 7].map((index) => `${sessionId}:${index}:a`));
+      expect((await first().blobs.existing([])).size).toBe(0);
+    });
+
     test("pages list the ids in order with owner and committed blob", async () => {
       const sessionId = `zzz-${session()}` as SessionId;
       await first().chunks.insert(chunk(sessionId, 0, { blobId: `${sessionId}:0:b` }));

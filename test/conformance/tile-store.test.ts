@@ -47,6 +47,26 @@ describe("TileStore", () => {
       }
     });
 
+    test("replace puts a tile in the place of exactly the wrong one, also a narrower", async () => {
+      const id = session();
+      await first().tiles.write(id, [tile(1, 0, 9, 1)]);
+      expect(await first().tiles.replace(id, tile(1, 0, 5, 2), tile(1, 0, 9, 1).hashes)).toBe("replaced");
+      expect([...((await second().tiles.read(id, 1, 0)) ?? [])]).toEqual([...tile(1, 0, 5, 2).hashes]);
+      await second().tiles.write(id, [tile(1, 0, 6, 3)]);
+      expect((await first().tiles.read(id, 1, 0))?.byteLength).toBe(6 * 32);
+    });
+
+    test("replace of a tile that has other hashes, or of none, changes nothing", async () => {
+      const id = session();
+      await first().tiles.write(id, [tile(1, 0, 4, 1)]);
+      for (const wrong of [tile(1, 0, 4, 2), tile(1, 0, 3, 1), tile(1, 0, 5, 1)]) {
+        expect(await second().tiles.replace(id, tile(1, 0, 4, 9), wrong.hashes)).toBe("conflict");
+      }
+      expect(await first().tiles.replace(id, tile(1, 1, 4), tile(1, 1, 4).hashes)).toBe("conflict");
+      expect([...((await first().tiles.read(id, 1, 0)) ?? [])]).toEqual([...tile(1, 0, 4, 1).hashes]);
+      expect(await first().tiles.read(id, 1, 1)).toBeUndefined();
+    });
+
     test("more tiles than one command takes are all written", async () => {
       const id = session();
       const tiles = Array.from({ length: 300 }, (_, n) => tile(0, n, 1, n % 256));
