@@ -30,7 +30,10 @@ export interface SessionStore {
   create(session: NewSession): Promise<SessionRecord>;
   /** Applies `change` if the document still has `version`, and raises it; never overwrites, never retries. */
   replace(session: SessionId, version: number, change: SessionChange): Promise<"replaced" | "conflict">;
-  /** Makes `sent` events of sessions that were sealed since then `pending` again, and opens those sessions for the sweep. */
+  /**
+   * Makes `sent` events of sessions that were sealed since then `pending` again, and opens those sessions for the sweep; how
+   * many events. Raises the version of those whose events are `pending` too: a mark that is under way meets a conflict.
+   */
   reopenEvents(since: Date): Promise<number>;
   /** Sessions that are not closed, ordered by id, after `after`. */
   unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]>;

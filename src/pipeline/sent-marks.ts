@@ -1,6 +1,7 @@
 import type { BackgroundWork } from "./relay-events.ts";
 import type { Patience } from "./patience.ts";
-import type { ChunkKey, ChunkStore, Clock, EventPublisher, Observer } from "./ports.ts";
+import type { ChunkRecord } from "../schema/record.ts";
+import type { ChunkStore, Clock, EventPublisher, Observer } from "./ports.ts";
 
 /**
  * How long an event must have been in Redis before it counts as sent. With `appendfsync everysec` Redis loses up to two
@@ -23,7 +24,7 @@ export interface RedisSeen {
 }
 
 interface AwaitedMark {
-  readonly chunk: ChunkKey;
+  readonly chunk: ChunkRecord;
   readonly seen: RedisSeen;
   readonly dueMs: number;
 }
@@ -66,7 +67,7 @@ export class SentMarks {
     this.#marker = marker;
   }
 
-  add(chunk: ChunkKey, seen: RedisSeen): void {
+  add(chunk: ChunkRecord, seen: RedisSeen): void {
     const { clock, background, observer } = this.#ports;
     if (this.#awaited.length >= AWAITED_MAX) return;
     const dueMs = Math.ceil((clock.monotonicMs() + MARK_DELAY_MS) / MARK_STEP_MS) * MARK_STEP_MS;
@@ -95,12 +96,29 @@ export class SentMarks {
     const nowMs = clock.monotonicMs();
     const waiting = this.#awaited.findIndex(({ dueMs }) => dueMs > nowMs);
     const due = this.#awaited.splice(0, Math.min(waiting < 0 ? this.#awaited.length : waiting, MARKS_MAX));
+    let tried: readonly AwaitedMark[] = [];
     await patience("chunks.markSent", this.#stopped, async () => {
       // Looked at anew before every try: Redis may have been emptied while MongoDB was away. The reply also shows that
       // the connection lives; one whose other end lost power breaks only when it is used.
-      this.#marker = await events.marker();
+      await this.#takeBackLost(tried);
       const safe = due.filter(({ seen }) => seen.epoch === events.epoch && seen.marker === this.#marker);
-      if (safe.length > 0) await chunks.markSent(safe.map(({ chunk }) => chunk));
+      tried = safe;
+      if (safe.length === 0) return;
+      await chunks.markSent(safe.map(({ chunk }) => chunk));
+      // Emptied since we looked, and perhaps reopened by a sweeper already: then our marks came too late for it.
+      // Dies here, or the command arrives even later: such an event is lost (decision 13).
+      await this.#takeBackLost(tried);
     });
+  }
+
+  /** Reads the marker; of marks that were tried under another one, all events since the oldest become `pending` again. */
+  async #takeBackLost(tried: readonly AwaitedMark[]): Promise<void> {
+    const { chunks, events } = this.#ports;
+    const marker = await events.marker();
+    this.#marker = marker;
+    const times = tried
+      .filter(({ seen }) => seen.marker !== marker)
+      .map(({ chunk }) => chunk.committedAt.getTime());
+    if (times.length > 0) await chunks.reopenEvents(new Date(Math.min(...times)));
   }
 }

@@ -109,7 +109,8 @@ export class Sweeper {
   /**
    * A Redis that was emptied (FLUSHALL) or replaced has lost events that were marked `sent` and that nobody had consumed.
    * Its marker is gone then, and differs from the one in the store. All events that a consumer may still wait for become
-   * `pending` again; consumers drop what they know. Events first, then Redis' marker, then the store's: a crash in
+   * `pending` again; consumers drop what they know. Redis' marker first: if Redis is emptied once more while we are at it,
+   * the one that we then write to the store isn't in Redis, and the next sweep sees it. The store's last: a crash in
    * between, or another worker at it, repeats a harmless step.
    */
   async #reopenAfterLoss(signal: AbortSignal): Promise<void> {
@@ -121,14 +122,18 @@ export class Sweeper {
       marks.remember(inStore);
       return;
     }
+    // A new one for each try: a command that was given up and comes late must not restore a marker that was lost.
+    const marker = await patience("events.claim", signal, () =>
+      events.claimMarker(toHex(random(MARKER_BYTES))),
+    );
+    // Dies here: the store's marker is still the old one, and the next sweep begins anew.
+    // Without one in the store the installation is new, or older than markers: then Redis has lost nothing that we know of.
     if (inStore !== undefined) {
       const since = new Date(clock.now().getTime() - limits.eventRetentionMs);
       const ofChunks = await patience("chunks.reopen", signal, () => chunks.reopenEvents(since));
       const ofSessions = await patience("sessions.reopen", signal, () => sessions.reopenEvents(since));
       observer.report({ kind: "redis-lost-data", reopened: ofChunks + ofSessions });
     }
-    const candidate = toHex(random(MARKER_BYTES));
-    const marker = await patience("events.claim", signal, () => events.claimMarker(candidate));
     await patience("state.setMarker", signal, () => serviceState.setRedisMarker(marker));
     marks.remember(marker);
   }

@@ -193,6 +193,25 @@ describe("ChunkStore", () => {
       expect((await first().chunks.find(id, at(1)))?.eventState).toBe("pending");
     });
 
+    test("reopening makes exactly the sent events of chunks committed since then pending again", async () => {
+      const id = session();
+      // Later than what any other test commits: the suite shares its stores.
+      const since = new Date("2030-01-01T00:00:00.000Z");
+      const before = new Date(since.getTime() - 1);
+      await insertAll(first().chunks, [
+        chunk(id, 0, { committedAt: before }),
+        chunk(id, 1, { committedAt: since }),
+        chunk(id, 2, { committedAt: since }),
+      ]);
+      await first().chunks.markSent([0, 1].map((index) => ({ sessionId: id, index: at(index) })));
+      expect(await second().chunks.reopenEvents(since)).toBe(1);
+      const states = await Promise.all(
+        [0, 1, 2].map(async (index) => (await first().chunks.find(id, at(index)))?.eventState),
+      );
+      expect(states).toEqual(["sent", "pending", "pending"]);
+      expect(await first().chunks.reopenEvents(since)).toBe(0);
+    });
+
     test("marking no chunk, or an absent one, is harmless", async () => {
       const id = session();
       await first().chunks.markSent([]);

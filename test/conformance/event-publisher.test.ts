@@ -17,6 +17,9 @@ interface Subscribers {
   waiting(queue: string): Promise<readonly LucidEvent[]>;
   /** Takes the only waiting event and fails it for good. */
   failOnly(queue: string, eventId: string): Promise<void>;
+  /** As FLUSHALL does. */
+  removeMarker(): Promise<void>;
+  breakConnection(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -82,6 +85,26 @@ function suite(open: (queues: readonly string[]) => Promise<Subscribers>): void 
     expect(await subscribers.waiting(other)).toEqual([completed("e.1")]);
   });
 
+  test("of two candidates for the marker the first stays, until Redis is emptied", async () => {
+    const { publisher } = subscribers;
+    await subscribers.removeMarker();
+    expect(await publisher.marker()).toBeUndefined();
+    expect(await publisher.claimMarker("first")).toBe("first");
+    expect(await publisher.claimMarker("second")).toBe("first");
+    expect(await publisher.marker()).toBe("first");
+    await subscribers.removeMarker();
+    expect(await publisher.marker()).toBeUndefined();
+  });
+
+  test("the epoch rises when the connection is lost, and stays as it is otherwise", async () => {
+    const { publisher } = subscribers;
+    const before = publisher.epoch;
+    await publisher.publish(completed("e.1"));
+    expect(publisher.epoch).toBe(before);
+    await subscribers.breakConnection();
+    expect(publisher.epoch).toBeGreaterThan(before);
+  });
+
   test("republish adds an event that no queue has", async () => {
     await subscribers.publisher.republish(completed("e.1"));
     for (const queue of queues) expect(await subscribers.waiting(queue)).toHaveLength(1);
@@ -96,6 +119,10 @@ describe("EventPublisher", () => {
         publisher,
         waiting: async (queue) => publisher.waiting(queue),
         failOnly: async (queue, eventId) => publisher.fail(queue, eventId),
+        removeMarker: async () => publisher.empty(),
+        breakConnection: async () => {
+          publisher.epoch += 1;
+        },
         close: async () => undefined,
       };
     });
@@ -125,6 +152,8 @@ describe("EventPublisher", () => {
           await job?.moveToFailed(new UnrecoverableError("refused"), "token", false);
           await worker.close();
         },
+        removeMarker: async () => void (await connection.del(`${servers.queuePrefix}:lucid-marker`)),
+        breakConnection: () => publisher.close(),
         close: async () => {
           await publisher.close();
           for (const queue of consumers.values()) await queue.close();

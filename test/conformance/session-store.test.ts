@@ -179,6 +179,36 @@ describe("SessionStore", () => {
       expect(await sessions.find(id)).toMatchObject({ state: "sealed", sealedEvent: "sent", version: 3 });
     });
 
+    test("reopening makes sent events of sessions sealed since then pending, and opens those sessions", async () => {
+      const { sessions } = first();
+      const since = new Date("2030-01-01T00:00:00.000Z");
+      const closedSince = async (at: Date): Promise<SessionId> => {
+        const id = session();
+        await sessions.create(newSession(id));
+        const changes = [{ kind: "seal", at }, { kind: "sealed-event-sent" }, { kind: "closed" }] as const;
+        for (const [version, change] of changes.entries()) await sessions.replace(id, version, change);
+        return id;
+      };
+      const older = await closedSince(new Date(since.getTime() - 1));
+      const lost = await closedSince(since);
+      expect(await second().sessions.reopenEvents(since)).toBe(1);
+      expect(await sessions.find(older)).toMatchObject({ sealedEvent: "sent", closed: true, version: 3 });
+      expect(await sessions.find(lost)).toMatchObject({ sealedEvent: "pending", closed: false });
+      expect(await sessions.replace(lost, 3, { kind: "closed" })).toBe("conflict");
+    });
+
+    test("reopening makes a mark that is under way meet a conflict, and leaves open sessions alone", async () => {
+      const { sessions } = first();
+      const since = new Date("2031-01-01T00:00:00.000Z");
+      const [sealed, open] = [session(), session()];
+      for (const id of [sealed, open]) await sessions.create(newSession(id));
+      await sessions.replace(sealed, 0, { kind: "seal", at: since });
+      expect(await second().sessions.reopenEvents(since)).toBe(0);
+      expect(await sessions.replace(sealed, 1, { kind: "sealed-event-sent" })).toBe("conflict");
+      expect(await sessions.find(sealed)).toMatchObject({ sealedEvent: "pending", version: 2 });
+      expect(await sessions.find(open)).toMatchObject({ version: 0 });
+    });
+
     test("many finds at once each get their own session", async () => {
       const ids = Array.from({ length: 20 }, () => session());
       for (const id of ids.slice(0, 10)) await first().sessions.create(newSession(id));
@@ -219,6 +249,26 @@ describe("SessionStore", () => {
         },
       });
       expect(plain(found?.checkpoint)).toEqual(plain(checkpoint));
+    });
+
+    test("ids lists all sessions, closed or not, in order and in pages", async () => {
+      const { sessions } = first();
+      const prefix = `zy-${session()}`;
+      const [a, b, c] = ["a", "b", "c"].map((letter) => `${prefix}${letter}`) as [
+        SessionId,
+        SessionId,
+        SessionId,
+      ];
+      for (const id of [c, a, b]) await sessions.create(newSession(id));
+      await sessions.replace(b, 0, { kind: "seal", at: sealedAt });
+      await sessions.replace(b, 1, { kind: "closed" });
+      const after = prefix as SessionId;
+      expect((await second().sessions.ids(after, 3)).slice(0, 3)).toEqual([a, b, c]);
+      expect(await second().sessions.ids(after, 2)).toEqual([a, b]);
+      expect((await second().sessions.ids(b, 1))[0]).toBe(c);
+      expect(await sessions.ids(after, 0)).toEqual([]);
+      expect(await sessions.ids("zzzz" as SessionId, 5)).toEqual([]);
+      expect(await sessions.ids(undefined, 1)).toHaveLength(1);
     });
 
     test("unfinished lists sessions that are not closed, by id, in pages", async () => {

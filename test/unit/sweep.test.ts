@@ -89,8 +89,40 @@ describe("the sweep of pending events", () => {
     expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
   });
 
+  test("a mark that comes after Redis was emptied and swept is taken back", async () => {
+    const stage = new PipelineStage();
+    await stage.sweep();
+    await stage.process(stage.chunkJob(0));
+    const { events, serviceState } = { ...stage.world.stores, serviceState: stage.world.serviceState };
+    // Between the look at the marker and the mark: as a worker that was frozen there.
+    stage.once("chunks.markSent", async () => {
+      events.empty();
+      await serviceState.setRedisMarker(await events.claimMarker("another"));
+    });
+    await stage.wait(MARK_DELAY_MS);
+    expect(stage.committed(0)).toMatchObject({ eventState: "pending" });
+    await stage.sweep();
+    await stage.wait(stage.world.options.eventPendingMs);
+    await stage.sweep();
+    expect(stage.events()).toMatchObject([{ event_id: "chunk.completed.sess-1.0" }]);
+  });
+
+  test("a Redis that is emptied again while its loss is repaired is repaired again", async () => {
+    const stage = new PipelineStage();
+    await stage.sweep();
+    await stage.process(stage.chunkJob(0));
+    await stage.wait(MARK_DELAY_MS);
+    stage.world.stores.events.empty();
+    stage.once("chunks.reopenEvents", () => stage.world.stores.events.empty());
+    await stage.sweep();
+    await stage.sweep();
+    expect(stage.reports.filter(({ kind }) => kind === "redis-lost-data")).toHaveLength(2);
+    expect(await stage.world.serviceState.redisMarker()).toBe(await stage.world.stores.events.marker());
+  });
+
   test("leaves alone what is sent", async () => {
     const stage = new PipelineStage();
+    await stage.sweep();
     await stage.process(stage.chunkJob(0));
     await stage.rest();
     await stage.sweep();

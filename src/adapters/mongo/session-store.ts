@@ -69,6 +69,20 @@ export class MongoSessionStore implements SessionStore, SessionListing {
       u: { $set: { [field]: "pending", closed: false }, $inc: { "tree.version": 1 } },
       multi: true,
     });
+    // First: an event whose mark comes in between is `sent` then, and reopened by what follows.
+    await this.#connection.write({
+      update: COLLECTIONS.sessions,
+      updates: [
+        {
+          q: {
+            sealed_at: { $gte: since },
+            $or: [{ sealed_event: "pending" }, { anchored_event: "pending" }],
+          },
+          u: { $inc: { "tree.version": 1 } },
+          multi: true,
+        },
+      ],
+    });
     const { n } = await this.#connection.write({
       update: COLLECTIONS.sessions,
       updates: [reopen("sealed_event"), reopen("anchored_event")],

@@ -53,9 +53,13 @@ export class MemorySessionStore implements SessionStore, SessionListing {
     for (const [id, session] of this.#sessions) {
       if (session.sealedAt === undefined || session.sealedAt < since) continue;
       const lost = (["sealedEvent", "anchoredEvent"] as const).filter((field) => session[field] === "sent");
-      if (lost.length === 0) continue;
+      const isPending = session.sealedEvent === "pending" || session.anchoredEvent === "pending";
+      const version = session.version + lost.length + (isPending ? 1 : 0);
+      if (lost.length === 0) {
+        this.#sessions.set(id, { ...session, version });
+        continue;
+      }
       const pending = Object.fromEntries(lost.map((field) => [field, "pending"]));
-      const version = session.version + lost.length;
       this.#sessions.set(id, { ...session, ...pending, closed: false, version });
       reopened += lost.length;
     }
