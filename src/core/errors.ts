@@ -58,6 +58,8 @@ export const ERROR_DISPOSITIONS = {
   SERVICE_UNAVAILABLE: "retryable",
   SERVICE_ANSWER_INVALID: "retryable",
   SERVICE_REJECTED: "unrecoverable",
+  /** Perhaps written by a newer version, whose workers can read it. */
+  DOCUMENT_UNREADABLE: "retryable",
   // The process itself.
   CONFIG_INVALID: "fatal",
   LOCAL_SERVER_UNAVAILABLE: "fatal",

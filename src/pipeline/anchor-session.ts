@@ -12,7 +12,7 @@ import {
   anchorIdempotencyKey,
 } from "./anchoring-engine.ts";
 import { sessionAnchoredEvent } from "./event-messages.ts";
-import { type RelayPorts, relayNow } from "./relay-events.ts";
+import { type RelayPorts, relaySessionAnchored } from "./relay-events.ts";
 import { FirstSeen } from "./first-seen.ts";
 import type { Clock, ManifestFiles, ManifestStore, RandomBytes, SessionChange } from "./ports.ts";
 
@@ -196,7 +196,7 @@ async function anchored(
   return reread(ports, session, signal);
 }
 
-/** The anchor file, the manifest's status, the event, and the mark that it is sent: in this order, each repeatable. */
+/** The anchor file, the manifest's status, the event, which is marked later: in this order, each repeatable. */
 async function announce(
   ports: AnchoringPorts,
   session: SessionRecord,
@@ -221,10 +221,9 @@ async function announce(
     type: sealed.manifestType,
   };
   await patience("manifests.mark", signal, () => manifests.mark(key, "anchored"));
-  await relayNow(ports, event, signal);
   ports.claims.forget(session.id);
-  // Dies here: announced and still `pending`; announced again under the same id.
-  return replace(ports, session, { kind: "anchored-event-sent" }, signal);
+  await relaySessionAnchored(ports, session, event, signal);
+  return session;
 }
 
 /** The session after the change, or as somebody else has made it meanwhile. */

@@ -26,7 +26,7 @@ export interface ClosePorts extends RelayPorts {
 
 /**
  * Everything that follows a seal: the event, the manifest, the anchor, each as often as it takes. Called after the seal and
- * by the sweeper until the session is closed. Every step looks first whether it is done, so that a crash between any two,
+ * by the sweeper until the session is closed, which is at a visit after its events are marked `sent`. Every step looks first whether it is done, so that a crash between any two,
  * or two workers at the same session, repeat nothing that can be seen.
  */
 export async function closeSession(
@@ -39,7 +39,8 @@ export async function closeSession(
   if (found === undefined)
     throw new LucidError("SESSION_UNKNOWN", "the session's document is gone; run fsck");
   if (found.state === "open" || found.closed) return found;
-  let session = await relaySessionSealed(ports, found, signal);
+  let session = found;
+  await relaySessionSealed(ports, session, signal);
   if (closing.signingKey !== undefined) {
     const manifestPorts = { ...ports, signingKey: closing.signingKey };
     const { session: withManifest, text } = await writeManifest(manifestPorts, session, signal);

@@ -31,12 +31,23 @@ export interface SessionStore {
   /** Applies `change` if the document still has `version`, and raises it; never overwrites, never retries. */
   replace(session: SessionId, version: number, change: SessionChange): Promise<"replaced" | "conflict">;
   /**
-   * Makes `sent` events of sessions that were sealed since then `pending` again, and opens those sessions for the sweep; how
-   * many events. Raises the version of those whose events are `pending` too: a mark that is under way meets a conflict.
+   * Makes the `sent` events of a sealed session `pending` again, and opens it for the sweep; how many events. Raises its
+   * version also when they are `pending`: a mark that is under way meets a conflict.
    */
-  reopenEvents(since: Date): Promise<number>;
+  reopenEvents(session: SessionId): Promise<number>;
+  /** Ids of sessions, in order, after `after`, that are open or were sealed since then: others have no event of that time. */
+  activeSince(since: Date, after: SessionId | undefined, limit: number): Promise<readonly SessionId[]>;
   /** Sessions that are not closed, ordered by id, after `after`. */
-  unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]>;
+  unfinished(after: SessionId | undefined, limit: number): Promise<readonly Listed<SessionRecord>[]>;
+}
+
+/** A document of a page that holds those of many sessions: one that can't be read must not end the page. */
+export interface Listed<Document> {
+  /** The page after it begins here. */
+  readonly id: string;
+  readonly sessionId: SessionId;
+  /** Throws DOCUMENT_UNREADABLE. */
+  read(): Document;
 }
 
 /** What only an audit asks of the session store. */
@@ -88,10 +99,10 @@ export interface ChunkStore {
   contiguousLeaves(session: SessionId, from: LeafIndex, limit: number): Promise<readonly CommittedLeaf[]>;
   /** Committed chunks with index ≥ `from`, lowest first. */
   beyond(session: SessionId, from: number, limit: number): Promise<readonly ChunkRecord[]>;
-  /** Chunks whose event is `pending`, in no promised order. */
-  withPendingEvent(limit: number): Promise<readonly ChunkRecord[]>;
-  /** Makes `sent` events of chunks that were committed since then `pending` again; how many. */
-  reopenEvents(since: Date): Promise<number>;
+  /** Chunks whose event is `pending`, ordered by document id, after `after`. */
+  withPendingEvent(after: string | undefined, limit: number): Promise<readonly Listed<ChunkRecord>[]>;
+  /** Makes `sent` events of a session's chunks that were committed since then `pending` again; how many. */
+  reopenEvents(session: SessionId, since: Date): Promise<number>;
   /** Marks the events of these chunks `sent`. */
   markSent(chunks: readonly ChunkKey[]): Promise<void>;
   /** Removes a chunk that never became a leaf; only if its blob is still `blobId`. */
@@ -112,9 +123,16 @@ export interface CommittedLeaf {
 
 /** Facts of the installation, not of a session. */
 export interface ServiceStateStore {
-  /** The marker of the Redis that the `sent` marks are about; absent before the first start. */
-  redisMarker(): Promise<string | undefined>;
-  setRedisMarker(marker: string): Promise<void>;
+  /** The Redis that the `sent` marks are about; absent before the first start. */
+  redis(): Promise<KnownRedis | undefined>;
+  /** Only if what is known is still that of `before`'s marker; `undefined`: if nothing is known yet. */
+  replaceRedis(before: string | undefined, known: KnownRedis): Promise<"replaced" | "conflict">;
+}
+
+export interface KnownRedis {
+  readonly marker: string;
+  /** False while the loss that this marker came after may not be repaired to the end. */
+  readonly isSettled: boolean;
 }
 
 /** Sealed bytes under ids of one attempt each, written once. */
@@ -208,8 +226,8 @@ export interface EventPublisher {
   marker(): Promise<string | undefined>;
   /** Adds the event to every queue under its id; an id that is there already stays as it is. */
   publish(event: LucidEvent): Promise<void>;
-  /** As `publish`, and also retries a job of that id that has failed at its consumer. */
-  republish(event: LucidEvent): Promise<void>;
+  /** Gives events that failed for good at their consumer, `restMs` ago or longer, another try. */
+  retryFailed(restMs: number): Promise<void>;
 }
 
 /** The pure kernel, off the event loop. */

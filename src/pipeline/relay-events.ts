@@ -4,7 +4,7 @@ import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import { chunkCompletedEvent, sessionSealedEvent } from "./event-messages.ts";
 import type { Patience } from "./patience.ts";
 import type { ChunkStore, EventPublisher, Observer, SessionStore } from "./ports.ts";
-import type { SentMarks } from "./sent-marks.ts";
+import type { Announced, SentMarks } from "./sent-marks.ts";
 
 export interface RelayPorts {
   readonly chunks: ChunkStore;
@@ -46,7 +46,7 @@ export async function relayChunkCompleted(
   await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));
   observer.report({ kind: "event-relayed", type: "chunk.completed", eventId: chunk.eventId, swept: false });
   // Dies here: published and still `pending`; sweepPendingEvents publishes it again under the same id.
-  marks.add(chunk, seen);
+  marks.add(chunk.eventId, { kind: "chunk", chunk }, seen);
 }
 
 /** For events that no record carries as pending: waits until every queue has it. */
@@ -55,19 +55,42 @@ export async function relayNow(ports: RelayPorts, event: LucidEvent, signal: Abo
   ports.observer.report({ kind: "event-relayed", type: event.type, eventId: event.event_id, swept: false });
 }
 
-/** Publishes `session.sealed` and marks it; returns the record as it then is. */
+/** Publishes `session.sealed`, unless it waits for its mark already. */
 export async function relaySessionSealed(
   ports: RelayPorts,
   session: SessionRecord,
   signal: AbortSignal,
-): Promise<SessionRecord> {
-  if (session.sealedEvent !== "pending") return session;
-  const { patience, sessions } = ports;
-  await relayNow(ports, sessionSealedEvent(session), signal);
-  // Dies here: as above; sweepSessions finds sealed sessions whose event is still pending.
-  const outcome = await patience("sessions.markSent", signal, () =>
-    sessions.replace(session.id, session.version, { kind: "sealed-event-sent" }),
+): Promise<void> {
+  if (session.sealedEvent !== "pending") return;
+  await relaySessionEvent(
+    ports,
+    { kind: "session", session, event: "sealed" },
+    sessionSealedEvent(session),
+    signal,
   );
-  if (outcome === "conflict") return session;
-  return { ...session, version: session.version + 1, sealedEvent: "sent" };
+}
+
+/** Publishes `session.anchored`, unless it waits for its mark already. */
+export async function relaySessionAnchored(
+  ports: RelayPorts,
+  session: SessionRecord,
+  event: LucidEvent,
+  signal: AbortSignal,
+): Promise<void> {
+  if (session.anchoredEvent !== "pending") return;
+  await relaySessionEvent(ports, { kind: "session", session, event: "anchored" }, event, signal);
+}
+
+async function relaySessionEvent(
+  ports: RelayPorts,
+  of: Announced,
+  event: LucidEvent,
+  signal: AbortSignal,
+): Promise<void> {
+  const { marks } = ports;
+  if (marks.isUnderWay(event.event_id)) return;
+  const seen = marks.seen();
+  await relayNow(ports, event, signal);
+  // Dies here: published and still `pending`; sweepSessions finds the session, which isn't closed, and publishes it again.
+  marks.add(event.event_id, of, seen);
 }

@@ -35,7 +35,8 @@ export async function advanceSession(
     }
     record = await integrate(ports, session, signal);
   }
-  return relaySessionSealed(ports, record, signal);
+  await relaySessionSealed(ports, record, signal);
+  return record;
 }
 
 function reportSealed({ observer }: AdvancePorts, { id, tree }: SessionRecord): void {

@@ -1,7 +1,8 @@
+import type { SessionId } from "../core/ids.ts";
+import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import type { BackgroundWork } from "./relay-events.ts";
 import type { Patience } from "./patience.ts";
-import type { ChunkRecord } from "../schema/record.ts";
-import type { ChunkStore, Clock, EventPublisher, Observer } from "./ports.ts";
+import type { ChunkStore, Clock, EventPublisher, Observer, SessionStore } from "./ports.ts";
 
 /**
  * How long an event must have been in Redis before it counts as sent. With `appendfsync everysec` Redis loses up to two
@@ -19,18 +20,25 @@ const AWAITED_MAX = 50_000;
 export interface RedisSeen {
   /** Of the publisher's connection. */
   readonly epoch: number;
-  /** As last read; absent when none was there, or none was read yet. */
+  /** As last read; absent when none was there, or none was read yet: then nothing is known of what is lost. */
   readonly marker: string | undefined;
 }
 
+/** A record that carries the state of an event. */
+export type Announced =
+  | { readonly kind: "chunk"; readonly chunk: ChunkRecord }
+  | { readonly kind: "session"; readonly session: SessionRecord; readonly event: "sealed" | "anchored" };
+
 interface AwaitedMark {
-  readonly chunk: ChunkRecord;
+  readonly eventId: string;
+  readonly of: Announced;
   readonly seen: RedisSeen;
   readonly dueMs: number;
 }
 
 export interface SentMarkPorts {
   readonly chunks: ChunkStore;
+  readonly sessions: SessionStore;
   readonly events: EventPublisher;
   readonly clock: Clock;
   readonly patience: Patience;
@@ -49,6 +57,8 @@ export class SentMarks {
   readonly #ports: SentMarkPorts;
   readonly #stopped: AbortSignal;
   readonly #awaited: AwaitedMark[] = [];
+  /** Event ids of `#awaited`, and of the marks that are being written. */
+  readonly #underWay = new Map<string, RedisSeen>();
   #marker: string | undefined;
   #isRunning = false;
 
@@ -67,11 +77,18 @@ export class SentMarks {
     this.#marker = marker;
   }
 
-  add(chunk: ChunkRecord, seen: RedisSeen): void {
+  /** True while the event, added by this process, waits for its mark, and nothing is known that would prevent it. */
+  isUnderWay(eventId: string): boolean {
+    const seen = this.#underWay.get(eventId);
+    return seen !== undefined && this.#isSafe(seen);
+  }
+
+  add(eventId: string, of: Announced, seen: RedisSeen): void {
     const { clock, background, observer } = this.#ports;
     if (this.#awaited.length >= AWAITED_MAX) return;
     const dueMs = Math.ceil((clock.monotonicMs() + MARK_DELAY_MS) / MARK_STEP_MS) * MARK_STEP_MS;
-    this.#awaited.push({ chunk, seen, dueMs });
+    this.#awaited.push({ eventId, of, seen, dueMs });
+    this.#underWay.set(eventId, seen);
     if (this.#isRunning) return;
     this.#isRunning = true;
     background.add(this.#run(), (code) => {
@@ -86,39 +103,75 @@ export class SentMarks {
       const waitMs = first.dueMs - clock.monotonicMs();
       if (waitMs > 0) await clock.sleep(waitMs, this.#stopped);
       if (this.#stopped.aborted) break;
-      await this.#markDue();
+      const due = this.#takeDue();
+      try {
+        await this.#mark(due);
+      } finally {
+        for (const { eventId, seen } of due) {
+          if (this.#underWay.get(eventId) === seen) this.#underWay.delete(eventId);
+        }
+      }
     }
     this.#isRunning = false;
   }
 
-  async #markDue(): Promise<void> {
-    const { chunks, events, clock, patience } = this.#ports;
-    const nowMs = clock.monotonicMs();
+  #takeDue(): readonly AwaitedMark[] {
+    const nowMs = this.#ports.clock.monotonicMs();
     const waiting = this.#awaited.findIndex(({ dueMs }) => dueMs > nowMs);
-    const due = this.#awaited.splice(0, Math.min(waiting < 0 ? this.#awaited.length : waiting, MARKS_MAX));
+    return this.#awaited.splice(0, Math.min(waiting < 0 ? this.#awaited.length : waiting, MARKS_MAX));
+  }
+
+  async #mark(due: readonly AwaitedMark[]): Promise<void> {
     let tried: readonly AwaitedMark[] = [];
-    await patience("chunks.markSent", this.#stopped, async () => {
+    await this.#ports.patience("events.mark", this.#stopped, async () => {
       // Looked at anew before every try: Redis may have been emptied while MongoDB was away. The reply also shows that
       // the connection lives; one whose other end lost power breaks only when it is used.
       await this.#takeBackLost(tried);
-      const safe = due.filter(({ seen }) => seen.epoch === events.epoch && seen.marker === this.#marker);
+      const safe = due.filter(({ seen }) => this.#isSafe(seen));
       tried = safe;
       if (safe.length === 0) return;
-      await chunks.markSent(safe.map(({ chunk }) => chunk));
+      await this.#writeMarks(safe.map(({ of }) => of));
       // Emptied since we looked, and perhaps reopened by a sweeper already: then our marks came too late for it.
       // Dies here, or the command arrives even later: such an event is lost (decision 13).
       await this.#takeBackLost(tried);
     });
   }
 
-  /** Reads the marker; of marks that were tried under another one, all events since the oldest become `pending` again. */
+  #isSafe({ epoch, marker }: RedisSeen): boolean {
+    return marker !== undefined && marker === this.#marker && epoch === this.#ports.events.epoch;
+  }
+
+  async #writeMarks(announced: readonly Announced[]): Promise<void> {
+    const chunks = announced.flatMap((of) => (of.kind === "chunk" ? of.chunk : []));
+    if (chunks.length > 0) await this.#ports.chunks.markSent(chunks);
+    await Promise.all(announced.map((of) => (of.kind === "session" ? this.#markSession(of) : undefined)));
+  }
+
+  /** A conflict leaves the event `pending`: it may be that of a sweeper which has just made it so. */
+  async #markSession({ session: { id }, event }: Announced & { readonly kind: "session" }): Promise<void> {
+    const { sessions } = this.#ports;
+    const session = await sessions.find(id);
+    const state = event === "sealed" ? session?.sealedEvent : session?.anchoredEvent;
+    if (session === undefined || state !== "pending") return;
+    await sessions.replace(id, session.version, { kind: `${event}-event-sent` });
+  }
+
+  /** Reads the marker; of marks that were tried under another one, the events become `pending` again. */
   async #takeBackLost(tried: readonly AwaitedMark[]): Promise<void> {
-    const { chunks, events } = this.#ports;
+    const { chunks, sessions, events } = this.#ports;
     const marker = await events.marker();
     this.#marker = marker;
-    const times = tried
-      .filter(({ seen }) => seen.marker !== marker)
-      .map(({ chunk }) => chunk.committedAt.getTime());
-    if (times.length > 0) await chunks.reopenEvents(new Date(Math.min(...times)));
+    const oldest = new Map<SessionId, Date>();
+    for (const { of, seen } of tried) {
+      if (seen.marker === marker) continue;
+      if (of.kind === "session") {
+        await sessions.reopenEvents(of.session.id);
+        continue;
+      }
+      const { sessionId, committedAt } = of.chunk;
+      const before = oldest.get(sessionId);
+      if (before === undefined || committedAt < before) oldest.set(sessionId, committedAt);
+    }
+    for (const [session, since] of oldest) await chunks.reopenEvents(session, since);
   }
 }

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { LEAF_INDEX_MAX, type ChunkId, type LeafIndex } from "../../src/core/ids.ts";
+import { LEAF_INDEX_MAX, type ChunkId, type LeafIndex, type SessionId } from "../../src/core/ids.ts";
 import type { ChunkStore } from "../../src/pipeline/ports.ts";
 import type { ChunkRecord } from "../../src/schema/record.ts";
 import { bytesOf, chunk } from "../support/memory/records.ts";
@@ -177,9 +177,9 @@ describe("ChunkStore", () => {
         [0, 1, 2].map((index) => chunk(id, index)),
       );
       const pending = async () =>
-        (await first().chunks.withPendingEvent(10_000))
+        (await first().chunks.withPendingEvent(undefined, 10_000))
           .filter(({ sessionId }) => sessionId === id)
-          .map(({ index }) => index)
+          .map((listed) => listed.read().index)
           .sort((left, right) => left - right);
       expect(await pending()).toEqual([0, 1, 2]);
       const keys = [
@@ -193,23 +193,25 @@ describe("ChunkStore", () => {
       expect((await first().chunks.find(id, at(1)))?.eventState).toBe("pending");
     });
 
-    test("reopening makes exactly the sent events of chunks committed since then pending again", async () => {
-      const id = session();
-      // Later than what any other test commits: the suite shares its stores.
+    test("reopening makes exactly the sent events of a session's chunks committed since then pending again", async () => {
+      const [id, other] = [session(), session()];
       const since = new Date("2030-01-01T00:00:00.000Z");
       const before = new Date(since.getTime() - 1);
       await insertAll(first().chunks, [
         chunk(id, 0, { committedAt: before }),
         chunk(id, 1, { committedAt: since }),
         chunk(id, 2, { committedAt: since }),
+        chunk(other, 0, { committedAt: since }),
       ]);
       await first().chunks.markSent([0, 1].map((index) => ({ sessionId: id, index: at(index) })));
-      expect(await second().chunks.reopenEvents(since)).toBe(1);
+      await first().chunks.markSent([{ sessionId: other, index: at(0) }]);
+      expect(await second().chunks.reopenEvents(id, since)).toBe(1);
+      expect((await first().chunks.find(other, at(0)))?.eventState).toBe("sent");
       const states = await Promise.all(
         [0, 1, 2].map(async (index) => (await first().chunks.find(id, at(index)))?.eventState),
       );
       expect(states).toEqual(["sent", "pending", "pending"]);
-      expect(await first().chunks.reopenEvents(since)).toBe(0);
+      expect(await first().chunks.reopenEvents(id, since)).toBe(0);
     });
 
     test("marking no chunk, or an absent one, is harmless", async () => {
@@ -219,14 +221,23 @@ describe("ChunkStore", () => {
       expect(await first().chunks.find(id, at(0))).toBeUndefined();
     });
 
-    test("pending events come within the limit", async () => {
-      const id = session();
-      await insertAll(
-        first().chunks,
-        [0, 1, 2].map((index) => chunk(id, index)),
-      );
-      expect(await first().chunks.withPendingEvent(2)).toHaveLength(2);
-      expect(await first().chunks.withPendingEvent(0)).toEqual([]);
+    test("pending events come in pages, by document id", async () => {
+      const prefix = `zz-${session()}`;
+      const [one, two] = [`${prefix}a`, `${prefix}b`] as [SessionId, SessionId];
+      const { chunks } = first();
+      await insertAll(chunks, [chunk(two, 0), chunk(one, 1), chunk(one, 0)]);
+      const page = async (after: string, limit: number) =>
+        (await chunks.withPendingEvent(after, limit)).map(({ id, sessionId }) => ({ id, sessionId }));
+      const all = [
+        { id: `${one}:0`, sessionId: one },
+        { id: `${one}:1`, sessionId: one },
+        { id: `${two}:0`, sessionId: two },
+      ];
+      expect(await page(prefix, 10)).toEqual(all);
+      expect(await page(prefix, 2)).toEqual(all.slice(0, 2));
+      expect(await page(`${one}:1`, 2)).toEqual(all.slice(2));
+      expect(await page(prefix, 0)).toEqual([]);
+      expect(await chunks.withPendingEvent(undefined, 1)).toHaveLength(1);
     });
 
     test("withdraw removes a chunk, frees its index and its id, and is harmless when repeated", async () => {

@@ -70,17 +70,16 @@ function suite(open: (queues: readonly string[]) => Promise<Subscribers>): void 
   test("an id that is there already stays as it is, once", async () => {
     await subscribers.publisher.publish(completed("e.1"));
     await subscribers.publisher.publish(completed("e.1", { stored_bytes: 99 }));
-    await subscribers.publisher.republish(completed("e.1", { stored_bytes: 99 }));
     expect(await subscribers.waiting(queues[0])).toEqual([completed("e.1")]);
   });
 
-  test("publish leaves an event that failed at its consumer, republish makes it wait again", async () => {
+  test("publish leaves an event that failed at its consumer, retryFailed makes it wait again, as it was", async () => {
     const [failing, other] = queues;
     await subscribers.publisher.publish(completed("e.1"));
     await subscribers.failOnly(failing, "e.1");
     await subscribers.publisher.publish(completed("e.1"));
     expect(await subscribers.waiting(failing)).toEqual([]);
-    await subscribers.publisher.republish(completed("e.1"));
+    await subscribers.publisher.retryFailed(0);
     expect(await subscribers.waiting(failing)).toEqual([completed("e.1")]);
     expect(await subscribers.waiting(other)).toEqual([completed("e.1")]);
   });
@@ -103,11 +102,6 @@ function suite(open: (queues: readonly string[]) => Promise<Subscribers>): void 
     expect(publisher.epoch).toBe(before);
     await subscribers.breakConnection();
     expect(publisher.epoch).toBeGreaterThan(before);
-  });
-
-  test("republish adds an event that no queue has", async () => {
-    await subscribers.publisher.republish(completed("e.1"));
-    for (const queue of queues) expect(await subscribers.waiting(queue)).toHaveLength(1);
   });
 }
 

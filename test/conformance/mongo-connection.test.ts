@@ -49,7 +49,7 @@ describe("MongoConnection", () => {
       for (let index = 0; index < 80; index++) await stores.chunks.insert(chunk(id, index));
       await stores.chunks.contiguousLeaves(id, 0 as LeafIndex, 1_000);
       await stores.chunks.beyond(id, 0, 1_000);
-      await stores.chunks.withPendingEvent(50);
+      await stores.chunks.withPendingEvent(undefined, 50);
       await stores.blobs.insert(`${id}:0:a`, { sessionId: id, index: 0 as LeafIndex }, bytesOf(1, 300_000));
       await stores.blobs.page(undefined, 10);
       await stores.sessions.unfinished(undefined, 10);

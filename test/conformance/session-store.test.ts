@@ -179,34 +179,51 @@ describe("SessionStore", () => {
       expect(await sessions.find(id)).toMatchObject({ state: "sealed", sealedEvent: "sent", version: 3 });
     });
 
-    test("reopening makes sent events of sessions sealed since then pending, and opens those sessions", async () => {
+    test("reopening makes the sent events of a session pending, and opens it", async () => {
       const { sessions } = first();
-      const since = new Date("2030-01-01T00:00:00.000Z");
-      const closedSince = async (at: Date): Promise<SessionId> => {
-        const id = session();
-        await sessions.create(newSession(id));
-        const changes = [{ kind: "seal", at }, { kind: "sealed-event-sent" }, { kind: "closed" }] as const;
-        for (const [version, change] of changes.entries()) await sessions.replace(id, version, change);
-        return id;
-      };
-      const older = await closedSince(new Date(since.getTime() - 1));
-      const lost = await closedSince(since);
-      expect(await second().sessions.reopenEvents(since)).toBe(1);
-      expect(await sessions.find(older)).toMatchObject({ sealedEvent: "sent", closed: true, version: 3 });
-      expect(await sessions.find(lost)).toMatchObject({ sealedEvent: "pending", closed: false });
-      expect(await sessions.replace(lost, 3, { kind: "closed" })).toBe("conflict");
+      const id = session();
+      await sessions.create(newSession(id));
+      const changes = [
+        { kind: "seal", at: sealedAt },
+        { kind: "sealed-event-sent" },
+        { kind: "closed" },
+      ] as const;
+      for (const [version, change] of changes.entries()) await sessions.replace(id, version, change);
+      expect(await second().sessions.reopenEvents(id)).toBe(1);
+      expect(await sessions.find(id)).toMatchObject({ sealedEvent: "pending", closed: false });
+      expect(await sessions.replace(id, 3, { kind: "closed" })).toBe("conflict");
+      expect(await sessions.reopenEvents(session())).toBe(0);
     });
 
     test("reopening makes a mark that is under way meet a conflict, and leaves open sessions alone", async () => {
       const { sessions } = first();
-      const since = new Date("2031-01-01T00:00:00.000Z");
       const [sealed, open] = [session(), session()];
       for (const id of [sealed, open]) await sessions.create(newSession(id));
-      await sessions.replace(sealed, 0, { kind: "seal", at: since });
-      expect(await second().sessions.reopenEvents(since)).toBe(0);
+      await sessions.replace(sealed, 0, { kind: "seal", at: sealedAt });
+      for (const id of [sealed, open]) expect(await second().sessions.reopenEvents(id)).toBe(0);
       expect(await sessions.replace(sealed, 1, { kind: "sealed-event-sent" })).toBe("conflict");
       expect(await sessions.find(sealed)).toMatchObject({ sealedEvent: "pending", version: 2 });
       expect(await sessions.find(open)).toMatchObject({ version: 0 });
+    });
+
+    test("those active since then are the open ones and the ones that were sealed since, by id, in pages", async () => {
+      const { sessions } = first();
+      const prefix = `zy-${session()}`;
+      const since = new Date("2030-01-01T00:00:00.000Z");
+      const [open, older, sealed] = ["a", "b", "c"].map((letter) => `${prefix}${letter}`) as [
+        SessionId,
+        SessionId,
+        SessionId,
+      ];
+      for (const id of [sealed, older, open]) await sessions.create(newSession(id));
+      await sessions.replace(older, 0, { kind: "seal", at: new Date(since.getTime() - 1) });
+      await sessions.replace(sealed, 0, { kind: "seal", at: since });
+      await sessions.replace(sealed, 1, { kind: "closed" });
+      const after = prefix as SessionId;
+      expect((await sessions.activeSince(since, after, 2)).slice(0, 2)).toEqual([open, sealed]);
+      expect(await sessions.activeSince(since, after, 1)).toEqual([open]);
+      expect(await sessions.activeSince(since, open, 1)).toEqual([sealed]);
+      expect(await sessions.activeSince(since, undefined, 0)).toEqual([]);
     });
 
     test("many finds at once each get their own session", async () => {

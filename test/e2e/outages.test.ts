@@ -125,7 +125,11 @@ describe("Redis, emptied while nobody consumes", () => {
     await finalizeAll(producer, [session]);
     await untilSealed(deployment, [session], SEAL_MS_MAX);
     const { chunks } = await deployment.stores();
-    await until("all are marked sent", async () => (await chunks.withPendingEvent(1)).length === 0, 20_000);
+    await until(
+      "all are marked sent",
+      async () => (await chunks.withPendingEvent(undefined, 1)).length === 0,
+      20_000,
+    );
 
     await deployment.redis().flushall();
     await worker.untilLine("redis_lost_data", 20_000);

@@ -92,7 +92,7 @@ test("an event is a job in every subscriber's queue: named by its type, under it
 test("the same id again changes nothing", async () => {
   await events.publish(event(2));
   const before = await queues[0]?.getJobCountByTypes("waiting");
-  await Promise.all([events.publish(event(2)), events.publish(event(2)), events.republish(event(2))]);
+  await Promise.all([events.publish(event(2)), events.publish(event(2))]);
   expect(await queues[0]?.getJobCountByTypes("waiting")).toBe(before);
 });
 
@@ -102,7 +102,7 @@ test("events published at the same time share their round trip: one command for 
   expect(events.commands - before).toBe(100 * SUBSCRIBERS.length);
 });
 
-test("republish brings back an event whose consumer failed, and publish doesn't", async () => {
+test("retryFailed brings back an event whose consumer failed so long ago, and publish doesn't", async () => {
   const [queue] = queues;
   if (queue === undefined) throw new Error("no queue");
   const id = "chunk.failed.sess-a.3.CHUNK_CONFLICT";
@@ -117,17 +117,12 @@ test("republish brings back an event whose consumer failed, and publish doesn't"
   );
   await events.publish(event(3));
   expect(await queue.getJobState(id)).toBe("failed");
-  await events.republish(event(3));
+  await events.retryFailed(60_000);
+  expect(await queue.getJobState(id)).toBe("failed");
+  await events.retryFailed(0);
   const seen: string[] = [];
   await consumeUntil(queue, ({ event_id }) => seen.push(event_id), isIn("completed"));
   expect(seen).toContain(id);
-});
-
-test("republish adds an event that a queue has lost", async () => {
-  await events.publish(event(4));
-  await (await queues[1]?.getJob("chunk.failed.sess-a.4.CHUNK_CONFLICT"))?.remove();
-  await events.republish(event(4));
-  expect(await queues[1]?.getJobState("chunk.failed.sess-a.4.CHUNK_CONFLICT")).toBe("waiting");
 });
 
 test("a closed publisher refuses instead of waiting", async () => {

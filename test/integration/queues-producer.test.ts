@@ -243,7 +243,8 @@ describe("back-pressure", () => {
     const all = own.enqueueAll(chunks);
     await until("a full queue", async () => (await queue.getJobCountByTypes("waiting")) >= 20);
     await sleep(300);
-    expect(await queue.getJobCountByTypes("waiting")).toBeLessThan(20 + 8);
+    // It counts after every second chunk here: an eighth of QUEUE_SIZE.
+    expect(await queue.getJobCountByTypes("waiting")).toBeLessThanOrEqual(20 + 2);
     consume(succeed);
     expect((await all).chunks).toBe(100);
   });

@@ -65,7 +65,7 @@ function publisher(recorded: Recorded): EventPublisher {
   };
   return {
     publish,
-    republish: publish,
+    retryFailed: () => Promise.resolve(),
     epoch: 0,
     claimMarker: (candidate) => Promise.resolve(candidate),
     marker: () => Promise.resolve(undefined),
@@ -673,7 +673,7 @@ test("a process that used a consumer and stopped it ends by itself", async () =>
   const script = `
     import { createChunkConsumer } from "./src/adapters/bullmq/chunk-consumer.ts";
     import { createSystemClock } from "./src/adapters/system/clock.ts";
-    const events = { publish: async () => {}, republish: async () => {} };
+    const events = { publish: async () => {} };
     const retention = { ageSeconds: 60, count: 10 };
     const consumer = createChunkConsumer({
       redisUrl: ${JSON.stringify(servers.redisUrl)}, prefix: ${JSON.stringify(prefix)}, concurrency: 2, lockDurationMs: 15000,

@@ -112,13 +112,14 @@ export interface Worker {
   readonly lifeline: Lifeline;
   readonly reports: PipelineEvent[];
   readonly pipeline: Pipeline;
-  /** closeSession, once. */
+  /** closeSession, once, and the marks of the events that it has told. */
   close(session: SessionId): Promise<SessionRecord>;
   /** Until the session is closed, as a sweeper would, a sweep interval apart; at most `times`. */
   drive(session: SessionId, times?: number): Promise<SessionRecord>;
   sweep(): Promise<void>;
 }
 
+const REDIS_MARKER = "redis-1";
 let workers = 0;
 
 /** One process: its own claims, counters and reports over what all share. */
@@ -152,13 +153,17 @@ export function startWorker(shared: Shared, options: WorkerOptions = {}): Worker
   const signal = new AbortController().signal;
   const background = new BackgroundWork();
   const patience = createPatience(clock, observer);
+  // As in an installation that has been running for a while.
+  void shared.events.claimMarker(REDIS_MARKER);
+  const marks = new SentMarks({ ...stores, clock, patience, background, observer }, signal);
+  marks.remember(REDIS_MARKER);
   const ports: ClosePorts = {
     ...stores,
     clock,
     observer,
     patience,
     background,
-    marks: new SentMarks({ ...stores, clock, patience, background, observer }, signal),
+    marks,
     claims: new AnchorClaims(clock, random),
     closing,
   };
@@ -189,7 +194,12 @@ export function startWorker(shared: Shared, options: WorkerOptions = {}): Worker
     },
     signal,
   );
-  const close = (session: SessionId): Promise<SessionRecord> => closeSession(ports, session, signal);
+  const close = async (session: SessionId): Promise<SessionRecord> => {
+    const closed = await closeSession(ports, session, signal);
+    await background.settled();
+    lifeline.requireAlive();
+    return closed;
+  };
   return {
     ports,
     lifeline,
@@ -206,6 +216,7 @@ export function startWorker(shared: Shared, options: WorkerOptions = {}): Worker
       return recordOf(shared, session);
     },
     async sweep() {
+      await pipeline.sweeper.sweepPendingEvents(signal);
       await pipeline.sweeper.sweepSessions(signal);
       await pipeline.settled();
     },

@@ -42,13 +42,13 @@ export class Lifeline {
   }
 
   async #around(name: string, run: () => unknown): Promise<unknown> {
-    this.#requireAlive();
+    this.requireAlive();
     const call = this.calls.push(name) - 1;
     const death = this.#death?.atCall === call ? this.#death : undefined;
     if (death?.when === "before") throw this.#die(death);
     const result = await run();
     if (death?.when === "after") throw this.#die(death);
-    this.#requireAlive();
+    this.requireAlive();
     return result;
   }
 
@@ -57,7 +57,8 @@ export class Lifeline {
     return death.error ?? new Died();
   }
 
-  #requireAlive(): void {
+  /** Throws Died when it has ended, also by a call that nobody waited for. */
+  requireAlive(): void {
     if (this.#dead) throw new Died();
   }
 }

@@ -22,6 +22,7 @@ const INTEGRATE = "src/pipeline/integrate.ts";
 const SWEEP = "src/pipeline/sweep.ts";
 const RELAY = "src/pipeline/relay-events.ts";
 const FINALIZE = "src/pipeline/finalize-session.ts";
+const MARKS = "src/pipeline/sent-marks.ts";
 
 const COMMIT = "  const outcome = await commit(pipeline, chunk, blobAtMs, signal);\n";
 const REFUSE =
@@ -135,8 +136,8 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
     edits: [
       {
         file: SWEEP,
-        from: "    if (isBeyondEnd(session, chunk.index)) {\n",
-        to: '    await patience("events.republish", signal, () => events.republish(chunkCompletedEvent(chunk)));\n    if (isBeyondEnd(session, chunk.index)) {\n',
+        from: "isBeyondEnd(session, chunk.index)\n          ? withdrawChunk(this.#ports, chunk, signal)",
+        to: "isBeyondEnd(session, chunk.index)\n          ? this.#republishChunk(chunk, signal).then(() => withdrawChunk(this.#ports, chunk, signal))",
       },
     ],
   },
@@ -213,22 +214,20 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
       {
         file: RELAY,
         from: '  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
-        to: '  await chunks.markSent([chunk]);\n  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
+        to: '  await ports.chunks.markSent([chunk]);\n  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
       },
     ],
   },
   {
     name: "pending events are never swept",
-    edits: [
-      { file: SWEEP, from: "if (ageMs < limits.eventPendingMs) continue;", to: "if (ageMs >= 0) continue;" },
-    ],
+    edits: [{ file: SWEEP, from: "return ageMs >= limits.eventPendingMs;", to: "return false;" }],
   },
   {
     name: "sessions are never swept",
     edits: [
       {
         file: SWEEP,
-        from: "await this.#unlessStuck(session.id, signal, () => this.#advance(session, signal));",
+        from: "await this.#unlessStuck(listed.sessionId, signal, () => this.#advance(listed.read(), signal));",
         to: "void this.#advance;",
       },
     ],
@@ -309,6 +308,30 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
         file: PROCESS,
         from: "  if (committed === undefined) throw error;\n",
         to: "  throw error;\n",
+      },
+    ],
+  },
+  {
+    name: "an event is marked whatever became of Redis meanwhile",
+    edits: [{ file: MARKS, from: "marker !== undefined && marker === this.#marker", to: "marker !== null" }],
+  },
+  {
+    name: "an emptied Redis reopens no events",
+    edits: [
+      {
+        file: SWEEP,
+        from: "if (known !== undefined) await this.#reopenEvents(limits.eventRetentionMs, signal);",
+        to: "",
+      },
+    ],
+  },
+  {
+    name: "an emptied Redis reopens no seals",
+    edits: [
+      {
+        file: SWEEP,
+        from: '        reopened += await patience("sessions.reopen", signal, () => sessions.reopenEvents(id));\n',
+        to: "",
       },
     ],
   },

@@ -63,16 +63,8 @@ export interface SimulationResult {
   readonly digest: string;
 }
 
-export interface SimulationOptions {
-  /** Redis is emptied once or twice in the middle of it. */
-  readonly emptiesRedis?: boolean;
-}
-
-export async function simulatePipeline(
-  seed: number,
-  options: SimulationOptions = {},
-): Promise<SimulationResult> {
-  return new Simulation(seed, options).run();
+export async function simulatePipeline(seed: number): Promise<SimulationResult> {
+  return new Simulation(seed).run();
 }
 
 class Simulation {
@@ -91,15 +83,15 @@ class Simulation {
   #payloads = 0;
   #resting = false;
 
-  constructor(seed: number, { emptiesRedis = false }: SimulationOptions) {
+  constructor(seed: number) {
     this.#seed = seed;
-    this.#emptiesRedis = emptiesRedis;
     // Two streams: what is submitted doesn't change when the pipeline makes a call more or less.
     this.#random = seededRandom(seed);
     const chance = seededRandom(seed ^ 0x5eed);
     this.#faultsLeft = chance.between(0, 14);
     this.#faultRate = chance.pick([0.01, 0.03, 0.1]);
     this.#sweepMs = chance.between(700, 2_500);
+    this.#emptiesRedis = seededRandom(seed ^ 0xf1a5).chance(0.3);
     this.#world = new PipelineWorld(seed + 1, chance.between(1, 3), {
       fault: (call) => {
         this.#trace.push(`${this.#world.time.nowMs} ${call.worker.name} ${call.port}.${call.method}`);

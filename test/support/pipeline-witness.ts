@@ -85,7 +85,6 @@ export class PipelineWitness {
       case "payloads.remove":
         return this.#checkPayloadRemoved(args[1]);
       case "events.publish":
-      case "events.republish":
         return this.#checkPublished(args[0] as LucidEvent);
       default:
     }

@@ -46,7 +46,15 @@ const RESTART_MS_MAX = 2_000;
 const WALL_CLOCK_STEP_MS = 3_600_000;
 const WALL_CLOCK_START_MS = Date.parse("2026-01-02T03:04:05.678Z");
 
-export type PortName = "sessions" | "chunks" | "blobs" | "tiles" | "payloads" | "events" | "threads";
+export type PortName =
+  | "sessions"
+  | "chunks"
+  | "blobs"
+  | "tiles"
+  | "payloads"
+  | "events"
+  | "threads"
+  | "serviceState";
 
 export type Fault =
   /** The worker dies and the request never left it. */
@@ -91,7 +99,9 @@ const GHOST_METHODS: ReadonlySet<string> = new Set([
   "withdraw",
   "remove",
   "publish",
-  "republish",
+  "reopenEvents",
+  "claimMarker",
+  "replaceRedis",
 ]);
 
 export class SimulatedWorker {
@@ -119,7 +129,7 @@ export class SimulatedWorker {
         events: world.port(this, "events", world.stores.events),
         threads: world.port(this, "threads", world.threads),
         manifests: new MemoryManifestStore(),
-        serviceState: world.serviceState,
+        serviceState: world.port(this, "serviceState", world.serviceState),
         files: new MemoryManifestFiles(),
         clock: this.#clock(world),
         random: (length) => world.random.bytes(length),

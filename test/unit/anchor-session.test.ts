@@ -87,8 +87,10 @@ describe("anchorSession", () => {
       state: "anchored",
       anchor: { status: "confirmed", transaction: `tx-${ID}`, block: 7, anchoredAt: at },
       anchoredEvent: "sent",
-      closed: true,
+      closed: false,
     });
+    await worker.close(ID);
+    expect(await recordOf(shared, ID)).toMatchObject({ state: "anchored", closed: true });
     expect((await shared.manifests.find(manifestIdOf(ID)))?.status).toBe("anchored");
     expect(shared.engine.posts).toHaveLength(1);
     expect(reported(worker, "session-anchored")).toHaveLength(1);
@@ -147,7 +149,7 @@ describe("anchorSession", () => {
       submit: async () => ({ kind: "confirmed", transaction: "t-at-once" }),
       status: () => Promise.reject(new Error("nobody has to ask")),
     };
-    expect(await startWorker(shared, { engine }).drive(ID, 1)).toMatchObject({
+    expect(await startWorker(shared, { engine }).drive(ID, 2)).toMatchObject({
       state: "anchored",
       anchor: { transaction: "t-at-once" },
       closed: true,
@@ -193,11 +195,10 @@ describe("an engine that is away", () => {
     expect(delays.length).toBeGreaterThan(100);
     expect(new Set(delays.map(({ code }) => code))).toEqual(new Set([outage.code]));
     expect(reported(worker, "session-stuck")).toHaveLength(0);
-    expect(reported(worker, "unanchored").at(-1)).toEqual({
-      kind: "unanchored",
-      sessions: 1,
-      oldestSeconds: (4 * HOUR_MS - SWEEP_MS) / 1000,
-    });
+    const unanchored = reported(worker, "unanchored").at(-1);
+    expect(unanchored).toMatchObject({ sessions: 1 });
+    // The clock also moves while the event of the seal waits for its mark.
+    expect(Math.abs((unanchored?.oldestSeconds ?? 0) - (4 * HOUR_MS - SWEEP_MS) / 1000)).toBeLessThan(3);
 
     shared.engine.outage = undefined;
     await sweepFor(worker, shared.clock, 2 * TAKE_OVER_MS);
@@ -209,7 +210,7 @@ describe("an engine that is away", () => {
   test("is asked once and then left alone for a while, however many sessions wait", async () => {
     const shared = sharedInMemory();
     const ids = Array.from({ length: 40 }, (_, at) => `sess-${100 + at}` as SessionId);
-    for (const id of ids) await sealedSession(id, shared);
+    for (const id of ids) await announcedSession(shared, id);
     shared.engine.outage = down;
     const worker = startWorker(shared);
     await worker.sweep();
@@ -473,29 +474,38 @@ describe("session.anchored", () => {
   });
 });
 
+/** Sealed, and its event is marked: then the clock doesn't move while a mark waits. */
+async function announcedSession(shared: MemoryShared, id: SessionId): Promise<void> {
+  await sealedSession(id, shared);
+  const { version } = await recordOf(shared, id);
+  await shared.sessions.replace(id, version, { kind: "sealed-event-sent" });
+}
+
 /** Everything that is published, also what the queue drops as a repeat. */
 function listeningTo(queue: MemoryEventPublisher, published: LucidEvent[]): MemoryEventPublisher {
   const publish: EventPublisher["publish"] = async (event) => {
     published.push(event);
     await queue.publish(event);
   };
-  return {
-    publish,
-    republish: publish,
-    waiting: (name: string) => queue.waiting(name),
-  } as MemoryEventPublisher;
+  return new Proxy(queue, {
+    get: (target, name) => {
+      if (name === "publish") return publish;
+      const member: unknown = Reflect.get(target, name, target);
+      return typeof member === "function" ? member.bind(target) : member;
+    },
+  });
 }
 
 describe("the count of sessions that wait for their anchor", () => {
   test("covers all pages of a sweep, and says since when the oldest has been seen", async () => {
     const shared = sharedInMemory();
     const ids = Array.from({ length: 230 }, (_, at) => `sess-${1000 + at}` as SessionId);
-    for (const id of ids.slice(0, 1)) await sealedSession(id, shared);
+    for (const id of ids.slice(0, 1)) await announcedSession(shared, id);
     shared.engine.confirmAfterPolls = 1_000_000;
     const worker = startWorker(shared);
     await worker.sweep();
     expect(reported(worker, "unanchored")).toEqual([{ kind: "unanchored", sessions: 1, oldestSeconds: 0 }]);
-    for (const id of ids.slice(1)) await sealedSession(id, shared);
+    for (const id of ids.slice(1)) await announcedSession(shared, id);
     await grow(shared, "sess-open" as SessionId, 2);
     shared.clock.advance(40_000);
     shared.clock.stepWall(-HOUR_MS);

@@ -30,6 +30,7 @@ async function expectOneEffect(stage: PipelineStage): Promise<void> {
 describe("a chunk", () => {
   test("is committed, in the tree, announced, and its payload is gone", async () => {
     const stage = new PipelineStage();
+    await stage.sweep();
     const job = stage.referenceJob(0);
     const chunk = await stage.process(job);
     await stage.rest();
@@ -212,6 +213,7 @@ describe("an old look at the session costs work and no more", () => {
 describe("a repeat", () => {
   test("returns the first one's chunk and writes nothing more", async () => {
     const stage = new PipelineStage(2);
+    await stage.sweep();
     const first = await stage.process(stage.chunkJob(0), stage.worker(0));
     await stage.rest();
     const again = await stage.process(stage.chunkJob(0), stage.worker(1));
@@ -236,6 +238,7 @@ describe("a repeat", () => {
     ["another chunk id", { chunkId: "sess-1-chunk-000099" as ChunkId }],
   ] as const)("with %s is a conflict; the first stays", async ([, change]) => {
     const stage = new PipelineStage();
+    await stage.sweep();
     const first = await stage.process(stage.chunkJob(0));
     await stage.rest();
     await expect(stage.process(stage.chunkJob(0, change))).rejects.toEqual(code("CHUNK_CONFLICT"));

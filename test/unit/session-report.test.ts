@@ -110,7 +110,7 @@ describe("the status of a session", () => {
 
   test("that was closed without a signing key has no manifest, and says so", async () => {
     const { shared, worker } = await sealed({ signingKey: null });
-    await worker.close(ID);
+    await worker.drive(ID);
     const { json, text, healthy } = await reportOf(shared);
     expect(json).toMatchObject({ manifest: null, anchor: null, closed: true });
     expect(text).toMatch(/^manifest +none: there was no signing key$/m);

@@ -8,10 +8,12 @@ import { keepJobs, type Retention } from "./retrying-worker.ts";
 
 /** Events of one round trip; an event is below 2 KiB. */
 const BATCH_COUNT_MAX = 256;
-/** Tries of a consumer that fails, before the event is a dead letter of its queue (and republished by the sweeper). */
+/** Tries of a consumer that fails, before the event is a dead letter of its queue, which the sweeper retries. */
 const CONSUMER_ATTEMPTS = 5;
 const CONSUMER_RETRY_DELAY_MS = 1_000;
 const CONSUMER_RETRY_JITTER = 0.5;
+/** A script blocks Redis while it runs. */
+const RETRIED_PER_SCRIPT = 1_000;
 
 export interface EventPublisherOptions extends RedisTarget {
   readonly prefix: string;
@@ -83,14 +85,13 @@ export function createEventPublisher(options: EventPublisherOptions): BullmqEven
       return (await client.get(markerKey).catch(throwRedisError)) ?? candidate;
     },
 
-    async republish(event) {
-      // First add, then look: an event that fails between the two is retried, one that isn't there is added.
-      await publish(event);
-      try {
-        await Promise.all(queues.map((queue) => retryIfFailed(queue, event.event_id)));
-      } catch (thrown) {
-        throw asRedisError(thrown);
-      }
+    async retryFailed(restMs) {
+      if (client.status !== "ready") throw asRedisError(new Error("Connection is closed"));
+      // The attempts that are used up stay so: each call is one try, and not a burst of them.
+      const timestamp = Date.now() - restMs;
+      const retry = (queue: Queue) =>
+        queue.retryJobs({ state: "failed", count: RETRIED_PER_SCRIPT, timestamp });
+      await Promise.all(queues.map(retry)).catch(throwRedisError);
     },
 
     get commands() {
@@ -129,16 +130,4 @@ function eventOptions(eventId: string, retention: Retention): JobsOptions {
     removeOnFail: keepJobs(retention),
     stackTraceLimit: 1,
   };
-}
-
-/** A failed job keeps its id taken: adding it again does nothing, so it is retried instead. */
-async function retryIfFailed(queue: Queue, eventId: string): Promise<void> {
-  if ((await queue.getJobState(eventId)) !== "failed") return;
-  const job = await queue.getJob(eventId);
-  try {
-    await job?.retry("failed", { resetAttemptsMade: true });
-  } catch (thrown) {
-    // Somebody else has retried or removed it meanwhile; then there is nothing to do.
-    if ((await queue.getJobState(eventId)) === "failed") throw thrown;
-  }
 }

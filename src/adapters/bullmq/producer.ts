@@ -116,6 +116,8 @@ class ClaimCheckProducer implements Producer {
   readonly #inFlight = new Budget(IN_FLIGHT_COUNT_MAX, IN_FLIGHT_BYTES_MAX);
   readonly #chunksPerCount: number;
   #untilCount = 0;
+  /** Chunks that were let in and whose jobs may not be in the queue yet. */
+  #admitted = 0;
   #room: Promise<void> | undefined;
   #connected: Promise<void> | undefined;
 
@@ -143,7 +145,10 @@ class ClaimCheckProducer implements Producer {
     try {
       await this.#whenConnected();
       await this.#whenRoom();
-      await this.#putInQueue(chunk);
+      this.#admitted += 1;
+      await this.#putInQueue(chunk).finally(() => {
+        this.#admitted -= 1;
+      });
     } finally {
       release();
     }
@@ -297,7 +302,7 @@ class ClaimCheckProducer implements Producer {
     const { queueSizeMax } = this.#options;
     for (
       let limit = queueSizeMax;
-      (await this.#queued()) >= limit;
+      (await this.#queued()) + this.#admitted >= limit;
       limit = Math.max(1, queueSizeMax * RESUME_SHARE)
     ) {
       await this.#pause(BACK_PRESSURE_PAUSE_MS);

@@ -1,7 +1,7 @@
 import type { Collection } from "mongodb";
 import { LucidError } from "../../core/errors.ts";
 import { LEAF_INDEX_MAX, type LeafIndex, type SessionId } from "../../core/ids.ts";
-import type { ChunkKey, ChunkStore, CommittedLeaf } from "../../pipeline/ports.ts";
+import type { ChunkKey, ChunkStore, CommittedLeaf, Listed } from "../../pipeline/ports.ts";
 import type { ChunkRecord } from "../../schema/record.ts";
 import { coalesce } from "../coalesce.ts";
 import type { DuplicateKey, MongoConnection } from "./connection.ts";
@@ -14,6 +14,7 @@ import {
   committedLeaf,
   LEAF_PROJECTION,
   type LeafDocument,
+  sessionOfChunkId,
 } from "./documents.ts";
 
 const FIND_ITEMS_MAX = 100;
@@ -37,7 +38,7 @@ type InsertOutcome = "inserted" | "index-taken" | "id-taken";
 export class MongoChunkStore implements ChunkStore {
   readonly #connection: MongoConnection;
   readonly #chunks: Collection<ChunkDocument>;
-  readonly #find: (id: string) => Promise<ChunkRecord | undefined>;
+  readonly #find: (id: string) => Promise<ChunkDocument | undefined>;
   readonly #insert: (document: ChunkDocument) => Promise<InsertOutcome | "refused">;
   readonly #markSent: (ids: readonly string[]) => Promise<void>;
 
@@ -62,7 +63,9 @@ export class MongoChunkStore implements ChunkStore {
   }
 
   async find(session: SessionId, index: LeafIndex): Promise<ChunkRecord | undefined> {
-    return this.#find(chunkDocumentId({ sessionId: session, index }));
+    const document = await this.#find(chunkDocumentId({ sessionId: session, index }));
+    // Here, and not where the gathered read is: an unreadable document is the trouble of its own caller only.
+    return document === undefined ? undefined : chunkRecord(document);
   }
 
   async insert(chunk: ChunkRecord): Promise<InsertOutcome> {
@@ -106,12 +109,12 @@ export class MongoChunkStore implements ChunkStore {
     return documents.map(chunkRecord);
   }
 
-  async reopenEvents(since: Date): Promise<number> {
+  async reopenEvents(session: SessionId, since: Date): Promise<number> {
     const { n } = await this.#connection.write({
       update: COLLECTIONS.chunks,
       updates: [
         {
-          q: { "event.state": "sent", committed_at: { $gte: since } },
+          q: { session_id: session, "event.state": "sent", committed_at: { $gte: since } },
           u: { $set: { "event.state": "pending" } },
           multi: true,
         },
@@ -120,12 +123,21 @@ export class MongoChunkStore implements ChunkStore {
     return n;
   }
 
-  async withPendingEvent(limit: number): Promise<readonly ChunkRecord[]> {
+  async withPendingEvent(after: string | undefined, limit: number): Promise<readonly Listed<ChunkRecord>[]> {
     if (limit < 1) return [];
+    // An equality on the first key of the index, in the order of the second: nothing is sorted.
+    const filter = {
+      "event.state": "pending" as const,
+      ...(after === undefined ? {} : { _id: { $gt: after } }),
+    };
     const documents = await this.#connection.run(() =>
-      this.#chunks.find({ "event.state": "pending" }, { limit, batchSize: limit }).toArray(),
+      this.#chunks.find(filter, { limit, batchSize: limit }).sort({ _id: 1 }).toArray(),
     );
-    return documents.map(chunkRecord);
+    return documents.map((document) => ({
+      id: document._id,
+      sessionId: sessionOfChunkId(document._id),
+      read: () => chunkRecord(document),
+    }));
   }
 
   async markSent(chunks: readonly ChunkKey[]): Promise<void> {
@@ -140,13 +152,13 @@ export class MongoChunkStore implements ChunkStore {
     });
   }
 
-  async #findMany(ids: readonly string[]): Promise<readonly (ChunkRecord | undefined)[]> {
+  async #findMany(ids: readonly string[]): Promise<readonly (ChunkDocument | undefined)[]> {
     const distinct = [...new Set(ids)];
     const documents = await this.#connection.run(() =>
       this.#chunks.find({ _id: { $in: distinct } }, { batchSize: distinct.length + 1 }).toArray(),
     );
-    const records = new Map(documents.map((document) => [document._id, chunkRecord(document)]));
-    return ids.map((id) => records.get(id));
+    const found = new Map(documents.map((document) => [document._id, document]));
+    return ids.map((id) => found.get(id));
   }
 
   async #insertMany(documents: readonly ChunkDocument[]): Promise<readonly (InsertOutcome | "refused")[]> {

@@ -185,8 +185,12 @@ export function newSessionDocument({ id, hashAlgorithm, key, createdAt }: NewSes
   };
 }
 
+/** Throws DOCUMENT_UNREADABLE. */
 export function sessionRecord(document: SessionDocument): SessionRecord {
-  assertFormat(document);
+  return reading(document, sessionFields);
+}
+
+function sessionFields(document: SessionDocument): SessionRecord {
   const { tree, totals } = document;
   return {
     id: document._id as SessionId,
@@ -318,8 +322,12 @@ export function chunkDocument(chunk: ChunkRecord): ChunkDocument {
   };
 }
 
+/** Throws DOCUMENT_UNREADABLE. */
 export function chunkRecord(document: ChunkDocument): ChunkRecord {
-  assertFormat(document);
+  return reading(document, chunkFields);
+}
+
+function chunkFields(document: ChunkDocument): ChunkRecord {
   return {
     sessionId: document.session_id as SessionId,
     chunkId: document.chunk_id as ChunkId,
@@ -344,6 +352,11 @@ export function chunkRecord(document: ChunkDocument): ChunkRecord {
     eventId: document.event.id,
     eventState: document.event.state,
   };
+}
+
+/** The session of a chunk's document, also of one that can't be read. */
+export function sessionOfChunkId(id: string): SessionId {
+  return id.slice(0, id.lastIndexOf(":")) as SessionId;
 }
 
 export function committedLeaf(document: LeafDocument): CommittedLeaf {
@@ -411,7 +424,19 @@ function wrappedSecret(document: WrappedSecretDocument): WrappedSecret {
   return { keyVersion: document.key_version, kekVersion: document.kek_version, wrapped: document.wrapped };
 }
 
-function assertFormat({ format }: { readonly format: number }): void {
-  if (format === DOCUMENT_FORMAT) return;
-  throw new LucidError("INTERNAL", "a document has a format this version doesn't know; run a newer version");
+function reading<Document extends { readonly format: number }, Fields>(
+  document: Document,
+  fieldsOf: (document: Document) => Fields,
+): Fields {
+  if (document.format !== DOCUMENT_FORMAT) {
+    throw new LucidError(
+      "DOCUMENT_UNREADABLE",
+      "a document has a format this version doesn't know; run a newer version",
+    );
+  }
+  try {
+    return fieldsOf(document);
+  } catch (cause) {
+    throw new LucidError("DOCUMENT_UNREADABLE", "a document lacks fields of its format; run fsck", { cause });
+  }
 }

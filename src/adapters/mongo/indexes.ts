@@ -19,8 +19,8 @@ const CHUNK_INDEXES: readonly IndexDescription[] = [
   { name: "session_chunk_index", key: { session_id: 1, chunk_index: 1 } },
   // ChunkStore.withPendingEvent. Partial: it holds what is on its way, and not every chunk there ever was.
   {
-    name: "pending_event",
-    key: { "event.state": 1, committed_at: 1 },
+    name: "pending_event_by_id",
+    key: { "event.state": 1, _id: 1 },
     partialFilterExpression: { "event.state": "pending" },
   },
 ];

@@ -1,11 +1,12 @@
 import type { Collection } from "mongodb";
-import type { ServiceStateStore } from "../../pipeline/ports.ts";
+import type { KnownRedis, ServiceStateStore } from "../../pipeline/ports.ts";
 import type { MongoConnection } from "./connection.ts";
 import { COLLECTIONS } from "./documents.ts";
 
 interface StateDocument {
   readonly _id: string;
   readonly value: string;
+  readonly settled: boolean;
 }
 
 export class MongoServiceStateStore implements ServiceStateStore {
@@ -21,15 +22,29 @@ export class MongoServiceStateStore implements ServiceStateStore {
     this.#state = connection.db.collection<StateDocument>(COLLECTIONS.serviceState);
   }
 
-  async redisMarker(): Promise<string | undefined> {
+  async redis(): Promise<KnownRedis | undefined> {
     const found = await this.#connection.run(() => this.#state.findOne({ _id: this.#markerId }));
-    return found?.value;
+    return found === null ? undefined : { marker: found.value, isSettled: found.settled };
   }
 
-  async setRedisMarker(marker: string): Promise<void> {
-    await this.#connection.write({
+  async replaceRedis(
+    before: string | undefined,
+    { marker, isSettled }: KnownRedis,
+  ): Promise<"replaced" | "conflict"> {
+    const _id = this.#markerId;
+    if (before === undefined) {
+      const document: StateDocument = { _id, value: marker, settled: isSettled };
+      const { duplicates } = await this.#connection.write({
+        insert: COLLECTIONS.serviceState,
+        documents: [document],
+      });
+      return duplicates.length === 0 ? "replaced" : "conflict";
+    }
+    const u = { $set: { value: marker, settled: isSettled } };
+    const { n } = await this.#connection.write({
       update: COLLECTIONS.serviceState,
-      updates: [{ q: { _id: this.#markerId }, u: { $set: { value: marker } }, upsert: true }],
+      updates: [{ q: { _id, value: before }, u }],
     });
+    return n === 1 ? "replaced" : "conflict";
   }
 }

@@ -1,7 +1,13 @@
-import type { Collection } from "mongodb";
+import type { Collection, Filter } from "mongodb";
 import { LucidError } from "../../core/errors.ts";
 import type { SessionId } from "../../core/ids.ts";
-import type { NewSession, SessionChange, SessionListing, SessionStore } from "../../pipeline/ports.ts";
+import type {
+  Listed,
+  NewSession,
+  SessionChange,
+  SessionListing,
+  SessionStore,
+} from "../../pipeline/ports.ts";
 import type { SessionRecord } from "../../schema/record.ts";
 import { coalesce } from "../coalesce.ts";
 import type { MongoConnection } from "./connection.ts";
@@ -21,7 +27,7 @@ const CREATE_TRIES_MAX = 3;
 export class MongoSessionStore implements SessionStore, SessionListing {
   readonly #connection: MongoConnection;
   readonly #sessions: Collection<SessionDocument>;
-  readonly #find: (id: SessionId) => Promise<SessionRecord | undefined>;
+  readonly #find: (id: SessionId) => Promise<SessionDocument | undefined>;
 
   constructor(connection: MongoConnection) {
     this.#connection = connection;
@@ -30,7 +36,9 @@ export class MongoSessionStore implements SessionStore, SessionListing {
   }
 
   async find(session: SessionId): Promise<SessionRecord | undefined> {
-    return this.#find(session);
+    const document = await this.#find(session);
+    // Here, and not where the gathered read is: an unreadable document is the trouble of its own caller only.
+    return document === undefined ? undefined : sessionRecord(document);
   }
 
   async create(session: NewSession): Promise<SessionRecord> {
@@ -43,7 +51,7 @@ export class MongoSessionStore implements SessionStore, SessionListing {
       if (duplicates.length === 0) return sessionRecord(document);
       // Somebody else's session, or our own insert whose reply was lost: the document that is there counts.
       const first = await this.#find(session.id);
-      if (first !== undefined) return first;
+      if (first !== undefined) return sessionRecord(first);
     }
     throw new LucidError(
       "INTERNAL",
@@ -63,25 +71,17 @@ export class MongoSessionStore implements SessionStore, SessionListing {
     return n === 1 ? "replaced" : "conflict";
   }
 
-  async reopenEvents(since: Date): Promise<number> {
-    const reopen = (field: "sealed_event" | "anchored_event") => ({
-      q: { [field]: "sent", sealed_at: { $gte: since } },
-      u: { $set: { [field]: "pending", closed: false }, $inc: { "tree.version": 1 } },
-      multi: true,
-    });
+  async reopenEvents(session: SessionId): Promise<number> {
+    const $inc = { "tree.version": 1 };
+    const isPending = { $or: [{ sealed_event: "pending" }, { anchored_event: "pending" }] };
     // First: an event whose mark comes in between is `sent` then, and reopened by what follows.
     await this.#connection.write({
       update: COLLECTIONS.sessions,
-      updates: [
-        {
-          q: {
-            sealed_at: { $gte: since },
-            $or: [{ sealed_event: "pending" }, { anchored_event: "pending" }],
-          },
-          u: { $inc: { "tree.version": 1 } },
-          multi: true,
-        },
-      ],
+      updates: [{ q: { _id: session, ...isPending }, u: { $inc } }],
+    });
+    const reopen = (field: "sealed_event" | "anchored_event") => ({
+      q: { _id: session, [field]: "sent" },
+      u: { $set: { [field]: "pending", closed: false }, $inc },
     });
     const { n } = await this.#connection.write({
       update: COLLECTIONS.sessions,
@@ -90,20 +90,37 @@ export class MongoSessionStore implements SessionStore, SessionListing {
     return n;
   }
 
-  async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
+  async activeSince(since: Date, after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
+    const isActive = { $or: [{ state: "open" as const }, { sealed_at: { $gte: since } }] };
+    return this.#idsOf(isActive, after, limit);
+  }
+
+  async unfinished(after: SessionId | undefined, limit: number): Promise<readonly Listed<SessionRecord>[]> {
     if (limit < 1) return [];
     // An equality on the first key of the index, in the order of the second: nothing is sorted.
     const filter = { closed: false, ...(after === undefined ? {} : { _id: { $gt: after } }) };
     const documents = await this.#connection.run(() =>
       this.#sessions.find(filter, { limit, batchSize: limit }).sort({ _id: 1 }).toArray(),
     );
-    return documents.map(sessionRecord);
+    return documents.map((document) => ({
+      id: document._id,
+      sessionId: document._id as SessionId,
+      read: () => sessionRecord(document),
+    }));
   }
 
-  /** Only `_id`, so that the index answers and a document of an unknown form doesn't end the page. */
   async ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
+    return this.#idsOf({}, after, limit);
+  }
+
+  /** Only `_id`, so that a document of an unknown form doesn't end the page. */
+  async #idsOf(
+    which: Filter<SessionDocument>,
+    after: SessionId | undefined,
+    limit: number,
+  ): Promise<readonly SessionId[]> {
     if (limit < 1) return [];
-    const filter = after === undefined ? {} : { _id: { $gt: after } };
+    const filter = { ...which, ...(after === undefined ? {} : { _id: { $gt: after } }) };
     const found = await this.#connection.run(() =>
       this.#sessions
         .find(filter, { limit, batchSize: limit })
@@ -114,12 +131,12 @@ export class MongoSessionStore implements SessionStore, SessionListing {
     return found.map(({ _id }) => _id);
   }
 
-  async #findMany(ids: readonly SessionId[]): Promise<readonly (SessionRecord | undefined)[]> {
+  async #findMany(ids: readonly SessionId[]): Promise<readonly (SessionDocument | undefined)[]> {
     const distinct = [...new Set(ids)];
     const documents = await this.#connection.run(() =>
       this.#sessions.find({ _id: { $in: distinct } }, { batchSize: distinct.length + 1 }).toArray(),
     );
-    const records = new Map(documents.map((document) => [document._id, sessionRecord(document)]));
-    return ids.map((id) => records.get(id));
+    const found = new Map(documents.map((document) => [document._id, document]));
+    return ids.map((id) => found.get(id));
   }
 }

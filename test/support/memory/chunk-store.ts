@@ -1,6 +1,7 @@
 import { LEAF_INDEX_MAX, type LeafIndex, type SessionId } from "../../../src/core/ids.ts";
-import type { ChunkKey, ChunkStore, CommittedLeaf } from "../../../src/pipeline/ports.ts";
+import type { ChunkKey, ChunkStore, CommittedLeaf, Listed } from "../../../src/pipeline/ports.ts";
 import type { ChunkRecord } from "../../../src/schema/record.ts";
+import { pageAfter } from "./order.ts";
 
 /** The twin of MongoChunkStore: each call is one atomic step, taken when it is called. */
 export class MemoryChunkStore implements ChunkStore {
@@ -42,18 +43,22 @@ export class MemoryChunkStore implements ChunkStore {
       .slice(0, Math.max(limit, 0));
   }
 
-  async reopenEvents(since: Date): Promise<number> {
+  async reopenEvents(session: SessionId, since: Date): Promise<number> {
     const lost = [...this.#chunks].filter(
-      ([, { eventState, committedAt }]) => eventState === "sent" && committedAt >= since,
+      ([, { sessionId, eventState, committedAt }]) =>
+        sessionId === session && eventState === "sent" && committedAt >= since,
     );
     for (const [key, chunk] of lost) this.#chunks.set(key, { ...chunk, eventState: "pending" });
     return lost.length;
   }
 
-  async withPendingEvent(limit: number): Promise<readonly ChunkRecord[]> {
-    return [...this.#chunks.values()]
-      .filter(({ eventState }) => eventState === "pending")
-      .slice(0, Math.max(limit, 0));
+  async withPendingEvent(after: string | undefined, limit: number): Promise<readonly Listed<ChunkRecord>[]> {
+    const pending = [...this.#chunks.values()].filter(({ eventState }) => eventState === "pending");
+    return pageAfter(pending, indexKey, after, limit).map((chunk) => ({
+      id: indexKey(chunk),
+      sessionId: chunk.sessionId,
+      read: () => chunk,
+    }));
   }
 
   async markSent(chunks: readonly ChunkKey[]): Promise<void> {

@@ -28,11 +28,15 @@ export class MemoryEventPublisher implements EventPublisher {
   }
 
   async publish(event: LucidEvent): Promise<void> {
-    for (const queue of this.#queues.values()) add(queue, event, () => true);
+    for (const queue of this.#queues.values()) {
+      if (!queue.has(event.event_id)) queue.set(event.event_id, { event, state: "waiting" });
+    }
   }
 
-  async republish(event: LucidEvent): Promise<void> {
-    for (const queue of this.#queues.values()) add(queue, event, ({ state }) => state !== "failed");
+  async retryFailed(): Promise<void> {
+    for (const queue of this.#queues.values()) {
+      for (const [id, { event }] of queue) queue.set(id, { event, state: "waiting" });
+    }
   }
 
   /** Events that wait in one queue; all of them, also those delivered, until `lose`. */
@@ -65,14 +69,4 @@ export class MemoryEventPublisher implements EventPublisher {
     if (queue === undefined) throw new Error(`no queue ${name}`);
     return queue;
   }
-}
-
-function add(
-  queue: Map<string, QueuedEvent>,
-  event: LucidEvent,
-  keeps: (queued: QueuedEvent) => boolean,
-): void {
-  const queued = queue.get(event.event_id);
-  if (queued !== undefined && keeps(queued)) return;
-  queue.set(event.event_id, { event: queued?.event ?? event, state: "waiting" });
 }

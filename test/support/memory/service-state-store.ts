@@ -1,14 +1,16 @@
-import type { ServiceStateStore } from "../../../src/pipeline/ports.ts";
+import type { KnownRedis, ServiceStateStore } from "../../../src/pipeline/ports.ts";
 
 /** The twin of MongoServiceStateStore. */
 export class MemoryServiceStateStore implements ServiceStateStore {
-  #marker: string | undefined;
+  #redis: KnownRedis | undefined;
 
-  async redisMarker(): Promise<string | undefined> {
-    return this.#marker;
+  async redis(): Promise<KnownRedis | undefined> {
+    return this.#redis;
   }
 
-  async setRedisMarker(marker: string): Promise<void> {
-    this.#marker = marker;
+  async replaceRedis(before: string | undefined, known: KnownRedis): Promise<"replaced" | "conflict"> {
+    if (this.#redis?.marker !== before) return "conflict";
+    this.#redis = known;
+    return "replaced";
   }
 }

@@ -1,5 +1,11 @@
 import type { SessionId, TreeSize } from "../../../src/core/ids.ts";
-import type { NewSession, SessionChange, SessionListing, SessionStore } from "../../../src/pipeline/ports.ts";
+import type {
+  Listed,
+  NewSession,
+  SessionChange,
+  SessionListing,
+  SessionStore,
+} from "../../../src/pipeline/ports.ts";
 import type { AnchorRecord, SessionRecord } from "../../../src/schema/record.ts";
 import { pageAfter } from "./order.ts";
 
@@ -48,27 +54,32 @@ export class MemorySessionStore implements SessionStore, SessionListing {
     return "replaced";
   }
 
-  async reopenEvents(since: Date): Promise<number> {
-    let reopened = 0;
-    for (const [id, session] of this.#sessions) {
-      if (session.sealedAt === undefined || session.sealedAt < since) continue;
-      const lost = (["sealedEvent", "anchoredEvent"] as const).filter((field) => session[field] === "sent");
-      const isPending = session.sealedEvent === "pending" || session.anchoredEvent === "pending";
-      const version = session.version + lost.length + (isPending ? 1 : 0);
-      if (lost.length === 0) {
-        this.#sessions.set(id, { ...session, version });
-        continue;
-      }
-      const pending = Object.fromEntries(lost.map((field) => [field, "pending"]));
-      this.#sessions.set(id, { ...session, ...pending, closed: false, version });
-      reopened += lost.length;
-    }
-    return reopened;
+  async reopenEvents(id: SessionId): Promise<number> {
+    const session = this.#sessions.get(id);
+    if (session === undefined) return 0;
+    const lost = (["sealedEvent", "anchoredEvent"] as const).filter((field) => session[field] === "sent");
+    const isPending = session.sealedEvent === "pending" || session.anchoredEvent === "pending";
+    const version = session.version + lost.length + (isPending ? 1 : 0);
+    const pending = Object.fromEntries(lost.map((field) => [field, "pending"]));
+    const closed = session.closed && lost.length === 0;
+    this.#sessions.set(id, { ...session, ...pending, closed, version });
+    return lost.length;
   }
 
-  async unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]> {
+  async activeSince(since: Date, after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
+    const active = [...this.#sessions.values()].filter(
+      ({ state, sealedAt }) => state === "open" || (sealedAt !== undefined && sealedAt >= since),
+    );
+    return pageAfter(active, ({ id }) => id, after, limit).map(({ id }) => id);
+  }
+
+  async unfinished(after: SessionId | undefined, limit: number): Promise<readonly Listed<SessionRecord>[]> {
     const candidates = [...this.#sessions.values()].filter(({ closed }) => !closed);
-    return pageAfter(candidates, ({ id }) => id, after, limit);
+    return pageAfter(candidates, ({ id }) => id, after, limit).map((session) => ({
+      id: session.id,
+      sessionId: session.id,
+      read: () => session,
+    }));
   }
 
   async ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
