@@ -144,7 +144,8 @@ export class SentMarks {
   async #writeMarks(announced: readonly Announced[]): Promise<void> {
     const chunks = announced.flatMap((of) => (of.kind === "chunk" ? of.chunk : []));
     if (chunks.length > 0) await this.#ports.chunks.markSent(chunks);
-    await Promise.all(announced.map((of) => (of.kind === "session" ? this.#markSession(of) : undefined)));
+    const sessions = announced.filter((of) => of.kind === "session");
+    await Promise.all(sessions.map((of) => this.#markSession(of)));
   }
 
   /** A conflict leaves the event `pending`: it may be that of a sweeper which has just made it so. */

@@ -106,7 +106,7 @@ describe("MongoConnection", () => {
       const indexes = await workers[0]?.db.collection("chunks").indexes();
       expect(indexes?.map(({ name }) => name).sort()).toEqual([
         "_id_",
-        "pending_event",
+        "pending_event_by_id",
         "session_chunk_id",
         "session_chunk_index",
       ]);

@@ -241,7 +241,8 @@ describe("back-pressure", () => {
       bytes: randomBytes(10),
     }));
     const all = own.enqueueAll(chunks);
-    await until("a full queue", async () => (await queue.getJobCountByTypes("waiting")) >= 20);
+    // Those under way count too, so it may stop a few jobs before that.
+    await until("a full queue", async () => (await queue.getJobCountByTypes("waiting")) >= 15);
     await sleep(300);
     // It counts after every second chunk here: an eighth of QUEUE_SIZE.
     expect(await queue.getJobCountByTypes("waiting")).toBeLessThanOrEqual(20 + 2);
