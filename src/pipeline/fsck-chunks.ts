@@ -374,8 +374,7 @@ function digestOrNone(hash: LeafHash | undefined): LeafHash | undefined {
  */
 export function unreadableReason(thrown: unknown): string {
   if (thrown instanceof LucidError) {
-    // A store gives the driver's error as the cause; a refused document has none.
-    if (thrown.code !== "INTERNAL" || thrown.cause !== undefined) throw thrown;
+    if (thrown.code !== "DOCUMENT_UNREADABLE") throw thrown;
     return thrown.message;
   }
   if (thrown instanceof TypeError || thrown instanceof RangeError) {

@@ -334,7 +334,10 @@ describe("chunk documents", () => {
   });
 
   test.each([
-    ["unknown", () => new LucidError("INTERNAL", "a document has a format this version doesn't know")],
+    [
+      "unknown",
+      () => new LucidError("DOCUMENT_UNREADABLE", "a document has a format this version doesn't know"),
+    ],
     ["malformed", () => new TypeError("Cannot read properties of undefined")],
   ])("one of an %s form is named, and the others are checked all the same", async (_how, error) => {
     const ports = await portsOf(SOUND);

@@ -437,6 +437,8 @@ function reading<Document extends { readonly format: number }, Fields>(
   try {
     return fieldsOf(document);
   } catch (cause) {
-    throw new LucidError("DOCUMENT_UNREADABLE", "a document lacks fields of its format; run fsck", { cause });
+    throw new LucidError("DOCUMENT_UNREADABLE", "a field of the document is missing or of another type", {
+      cause,
+    });
   }
 }
