@@ -195,11 +195,11 @@ function sum(leaves: readonly CommittedLeaf[], of: (leaf: CommittedLeaf) => numb
 }
 
 /** A run and those who wait for the one after it. */
-interface Turn {
+interface Turn<Result> {
   /** False until the run takes its first look at the stores. */
   begun: boolean;
-  readonly current: Promise<SessionRecord>;
-  next?: Promise<SessionRecord>;
+  readonly current: Promise<Result>;
+  next?: Promise<Result>;
 }
 
 /**
@@ -207,15 +207,15 @@ interface Turn {
  * one, which starts after the call and so sees its commit; all calls of that time share it. That is what makes the
  * round trips per chunk fall as load rises.
  */
-export class OnePerSession {
-  readonly #run: (session: SessionId) => Promise<SessionRecord>;
-  readonly #running = new Map<SessionId, Turn>();
+export class OnePerSession<Result = SessionRecord> {
+  readonly #run: (session: SessionId) => Promise<Result>;
+  readonly #running = new Map<SessionId, Turn<Result>>();
 
-  constructor(run: (session: SessionId) => Promise<SessionRecord>) {
+  constructor(run: (session: SessionId) => Promise<Result>) {
     this.#run = run;
   }
 
-  request(session: SessionId): Promise<SessionRecord> {
+  request(session: SessionId): Promise<Result> {
     const turn = this.#running.get(session);
     if (turn === undefined) return this.#start(session);
     if (!turn.begun) return turn.current;
@@ -228,12 +228,12 @@ export class OnePerSession {
 
   // One microtask later: chunks that one command has committed call one after another, without a pause in between. Were the
   // first to begin at once, a second run, for all the others, would find that the first had taken their leaves too.
-  #start(session: SessionId): Promise<SessionRecord> {
-    const begin = (): Promise<SessionRecord> => {
+  #start(session: SessionId): Promise<Result> {
+    const begin = (): Promise<Result> => {
       turn.begun = true;
       return this.#run(session);
     };
-    const turn: Turn = { begun: false, current: Promise.resolve().then(begin) };
+    const turn: Turn<Result> = { begun: false, current: Promise.resolve().then(begin) };
     this.#running.set(session, turn);
     const finish = () => {
       if (turn.next === undefined && this.#running.get(session) === turn) this.#running.delete(session);

@@ -29,6 +29,7 @@ import { BackgroundWork, relayNow } from "./relay-events.ts";
 import { advanceSession } from "./seal-session.ts";
 import { SessionDirectory } from "./session-directory.ts";
 import { SessionKeys } from "./session-keys.ts";
+import { SessionRoom } from "./session-room.ts";
 import { Sweeper } from "./sweep.ts";
 import type { LucidEvent } from "../schema/event.ts";
 
@@ -117,6 +118,7 @@ export function createPipeline(
   const chunkPipeline = {
     ...ports,
     advance,
+    room: new SessionRoom(ports, options, stopped),
     limits: { ...options, attemptAgeMaxMs: options.orphanBlobMs / 2 },
   };
   return {

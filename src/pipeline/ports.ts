@@ -70,6 +70,8 @@ export type SessionChange =
       readonly addedOriginalBytes: number;
       readonly addedStoredBytes: number;
     }
+  /** Sets roomCounted, for good. */
+  | { readonly kind: "count-room" }
   /** Sets expectedCount, not confirmed. */
   | { readonly kind: "propose-count"; readonly count: number; readonly finalize: FinalizeDetails }
   | { readonly kind: "confirm-count" }
@@ -99,6 +101,8 @@ export interface ChunkStore {
   contiguousLeaves(session: SessionId, from: LeafIndex, limit: number): Promise<readonly CommittedLeaf[]>;
   /** Committed chunks with index ≥ `from`, lowest first. */
   beyond(session: SessionId, from: number, limit: number): Promise<readonly ChunkRecord[]>;
+  /** Sum of `originalBytes` of the committed chunks with index ≥ `from`; costs as much as there are. */
+  originalBytesFrom(session: SessionId, from: number): Promise<number>;
   /** Chunks whose event is `pending`, ordered by document id, after `after`. */
   withPendingEvent(after: string | undefined, limit: number): Promise<readonly Listed<ChunkRecord>[]>;
   /** Makes `sent` events of a session's chunks that were committed since then `pending` again; how many. */

@@ -14,6 +14,7 @@ import { isBeyondEnd } from "./seal-session.ts";
 import type { BlobStore, ChunkJob, Clock, KernelThreads, PayloadStore, RandomBytes } from "./ports.ts";
 import type { SealingMaterial, SessionKeys } from "./session-keys.ts";
 import type { SessionDirectory } from "./session-directory.ts";
+import type { SessionRoom } from "./session-room.ts";
 
 /** Random bytes that name one attempt; two attempts at one chunk never share a blob id. */
 const ATTEMPT_ID_BYTES = 10;
@@ -28,6 +29,7 @@ export interface ChunkPipeline extends RelayPorts {
   readonly directory: SessionDirectory;
   /** advanceSession, at most once per session at a time. */
   readonly advance: OnePerSession;
+  readonly room: SessionRoom;
   readonly limits: ChunkLimits;
 }
 
@@ -246,20 +248,20 @@ async function admit(
   payload: Uint8Array,
   signal: AbortSignal,
 ): Promise<Admission> {
-  const { directory, limits } = pipeline;
+  const { directory, limits, room } = pipeline;
   const known = await directory.find(job.sessionId, signal);
   if (known === undefined) {
     // The kernel checks digests too, but by then the session's document would have been written.
     checkDeclaredDigests(job, payload);
     if (payload.byteLength > limits.sessionBytesMax) throw tooLarge();
-    return { kind: "admitted", session: await directory.findOrCreate(job.sessionId, signal) };
   }
-  if (known.state !== "open") return { kind: "refused", error: sessionSealed() };
-  if (isBeyondEnd(known, job.index)) return { kind: "refused", error: beyondEnd() };
-  if (known.totals.originalBytes + payload.byteLength > limits.sessionBytesMax) {
+  const session = known ?? (await directory.findOrCreate(job.sessionId, signal));
+  if (session.state !== "open") return { kind: "refused", error: sessionSealed() };
+  if (isBeyondEnd(session, job.index)) return { kind: "refused", error: beyondEnd() };
+  if (!(await room.takes(session, job.index, payload.byteLength, signal))) {
     return { kind: "refused", error: tooLarge() };
   }
-  return { kind: "admitted", session: known };
+  return { kind: "admitted", session };
 }
 
 /**

@@ -46,7 +46,10 @@ export interface SessionRecord {
   /** Raised by every change of the document; each change is a compare-and-swap on it. */
   readonly version: number;
   readonly tree: TreeHead;
+  /** Of the leaves in the tree. */
   readonly totals: SessionTotals;
+  /** True once a chunk was to be let in so far ahead of the tree that only a count of all bytes tells whether it has room. */
+  readonly roomCounted: boolean;
   /** Proposed by finalize-session; binding once `countConfirmed`. */
   readonly expectedCount: number | undefined;
   /** True once somebody has looked for committed chunks beyond the proposed count and found none. */

@@ -170,6 +170,23 @@ describe("ChunkStore", () => {
       expect(await indexes(0, 0)).toEqual([]);
     });
 
+    test("original bytes are summed from an index on, of the session's own chunks, also above 2^32", async () => {
+      const id = session();
+      await insertAll(first().chunks, [
+        chunk(id, 2, { originalBytes: 1 }),
+        chunk(id, 7, { originalBytes: 2 ** 31 }),
+        chunk(id, 8, { originalBytes: 2 ** 31 + 1 }),
+        chunk(id, LEAF_INDEX_MAX, { originalBytes: 2 ** 40 }),
+        chunk(session(), 8, { originalBytes: 5 }),
+      ]);
+      const bytesFrom = (from: number) => second().chunks.originalBytesFrom(id, from);
+      expect(await bytesFrom(0)).toBe(2 ** 40 + 2 ** 32 + 2);
+      expect(await bytesFrom(7)).toBe(2 ** 40 + 2 ** 32 + 1);
+      expect(await bytesFrom(9)).toBe(2 ** 40);
+      expect(await bytesFrom(2 ** 32)).toBe(0);
+      expect(await first().chunks.originalBytesFrom(session(), 0)).toBe(0);
+    });
+
     test("marking events sent takes exactly these chunks out of the pending ones, also twice", async () => {
       const id = session();
       await insertAll(

@@ -39,6 +39,7 @@ describe("SessionStore", () => {
         version: 0,
         tree: { size: 0, frontier: [], root: undefined },
         totals: { originalBytes: 0, storedBytes: 0 },
+        roomCounted: false,
         expectedCount: undefined,
         countConfirmed: false,
         finalize: undefined,
@@ -135,6 +136,16 @@ describe("SessionStore", () => {
         expect(record?.version).toBe(version + 1);
         expect(record?.tree.size).toBe(outcomes.indexOf("replaced") + 1);
       }
+    });
+
+    test("a session's room is counted from when it is said to be, and stays so", async () => {
+      const id = session();
+      const { sessions } = first();
+      await sessions.create(newSession(id));
+      expect(await second().sessions.find(id)).toMatchObject({ roomCounted: false });
+      expect(await sessions.replace(id, 0, { kind: "count-room" })).toBe("replaced");
+      await sessions.replace(id, 1, grow(1));
+      expect(await second().sessions.find(id)).toMatchObject({ roomCounted: true, version: 2 });
     });
 
     test("a count is proposed with its details, confirmed, and withdrawn again", async () => {

@@ -51,6 +51,7 @@ function recordOf(chunks: readonly ManifestChunk[], change: Partial<SessionRecor
     version: 9,
     tree: { size: chunks.length as TreeSize, frontier: [], root: summaryOf(chunks).root },
     totals: { originalBytes: 0, storedBytes: 0 },
+    roomCounted: false,
     expectedCount: chunks.length,
     countConfirmed: true,
     finalize: { manifestType: "session_data" },

@@ -109,6 +109,18 @@ export class MongoChunkStore implements ChunkStore {
     return documents.map(chunkRecord);
   }
 
+  async originalBytesFrom(session: SessionId, from: number): Promise<number> {
+    const sums = await this.#connection.run(() =>
+      this.#chunks
+        .aggregate<{ readonly bytes: number }>([
+          { $match: { session_id: session, chunk_index: { $gte: from } } },
+          { $group: { _id: null, bytes: { $sum: "$original_bytes" } } },
+        ])
+        .toArray(),
+    );
+    return Number(sums[0]?.bytes ?? 0);
+  }
+
   async reopenEvents(session: SessionId, since: Date): Promise<number> {
     const { n } = await this.#connection.write({
       update: COLLECTIONS.chunks,

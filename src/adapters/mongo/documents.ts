@@ -46,6 +46,8 @@ export interface SessionDocument {
   readonly hash_algorithm: HashAlgorithm;
   readonly tree: TreeDocument;
   readonly totals: { readonly original_bytes: number; readonly stored_bytes: number };
+  /** Absent in documents that are older than it: false. */
+  readonly room_counted?: boolean;
   readonly expected_count: number | null;
   readonly count_confirmed: boolean;
   readonly finalize: FinalizeDocument | null;
@@ -171,6 +173,7 @@ export function newSessionDocument({ id, hashAlgorithm, key, createdAt }: NewSes
     hash_algorithm: hashAlgorithm,
     tree: { size: 0, frontier: [], root: null, version: 0 },
     totals: { original_bytes: 0, stored_bytes: 0 },
+    room_counted: false,
     expected_count: null,
     count_confirmed: false,
     finalize: null,
@@ -203,6 +206,7 @@ function sessionFields(document: SessionDocument): SessionRecord {
       root: (tree.root ?? undefined) as NodeHash | undefined,
     },
     totals: { originalBytes: totals.original_bytes, storedBytes: totals.stored_bytes },
+    roomCounted: document.room_counted ?? false,
     expectedCount: document.expected_count ?? undefined,
     countConfirmed: document.count_confirmed,
     finalize: document.finalize === null ? undefined : finalizeDetails(document.finalize),
@@ -230,6 +234,8 @@ export function sessionUpdate(change: SessionChange): UpdateFilter<SessionDocume
           "totals.stored_bytes": change.addedStoredBytes,
         },
       };
+    case "count-room":
+      return { $set: { room_counted: true }, $inc: raised };
     case "propose-count":
       return {
         $set: {

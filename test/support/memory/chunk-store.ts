@@ -43,6 +43,12 @@ export class MemoryChunkStore implements ChunkStore {
       .slice(0, Math.max(limit, 0));
   }
 
+  async originalBytesFrom(session: SessionId, from: number): Promise<number> {
+    return [...this.#chunks.values()]
+      .filter(({ sessionId, index }) => sessionId === session && index >= from)
+      .reduce((total, { originalBytes }) => total + originalBytes, 0);
+  }
+
   async reopenEvents(session: SessionId, since: Date): Promise<number> {
     const lost = [...this.#chunks].filter(
       ([, { sessionId, eventState, committedAt }]) =>

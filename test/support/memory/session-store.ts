@@ -27,6 +27,7 @@ export class MemorySessionStore implements SessionStore, SessionListing {
       version: 0,
       tree: { size: 0 as TreeSize, frontier: [], root: undefined },
       totals: { originalBytes: 0, storedBytes: 0 },
+      roomCounted: false,
       expectedCount: undefined,
       countConfirmed: false,
       finalize: undefined,
@@ -97,6 +98,8 @@ function changedFields(stored: SessionRecord, change: SessionChange): Partial<Se
           storedBytes: stored.totals.storedBytes + change.addedStoredBytes,
         },
       };
+    case "count-room":
+      return { roomCounted: true };
     case "propose-count":
       return { expectedCount: change.count, countConfirmed: false, finalize: change.finalize };
     case "confirm-count":
