@@ -23,6 +23,7 @@ const SWEEP = "src/pipeline/sweep.ts";
 const RELAY = "src/pipeline/relay-events.ts";
 const FINALIZE = "src/pipeline/finalize-session.ts";
 const MARKS = "src/pipeline/sent-marks.ts";
+const ROOM = "src/pipeline/session-room.ts";
 
 const COMMIT = "  const outcome = await commit(pipeline, chunk, blobAtMs, signal);\n";
 const REFUSE =
@@ -332,6 +333,30 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
         file: SWEEP,
         from: '        reopened += await patience("sessions.reopen", signal, () => sessions.reopenEvents(id));\n',
         to: "",
+      },
+    ],
+  },
+  {
+    name: "MAX_SESSION_SIZE doesn't count chunks that are not in the tree",
+    edits: [
+      {
+        file: ROOM,
+        from: "return record.totals.originalBytes + beyond;",
+        to: "return record.totals.originalBytes + 0 * beyond;",
+      },
+    ],
+  },
+  {
+    name: "MAX_SESSION_SIZE is vouched for by the index although chunks far ahead are committed",
+    edits: [{ file: ROOM, from: "if (!roomCounted && reach <=", to: "if (reach <=" }],
+  },
+  {
+    name: "MAX_SESSION_SIZE counts leaves of the tree twice",
+    edits: [
+      {
+        file: ROOM,
+        from: "chunks.originalBytesFrom(session, record.tree.size)",
+        to: "chunks.originalBytesFrom(session, 0)",
       },
     ],
   },

@@ -11,10 +11,18 @@ import { emptyFrontier } from "../../src/core/merkle/frontier.ts";
 import { treeHasher } from "../../src/core/merkle/hash.ts";
 import { type AppendResult, applyAppend, planAppend, tileKey } from "../../src/core/merkle/tiles.ts";
 import { chunkCompletedEventId } from "../../src/pipeline/event-ids.ts";
+import type { PipelineOptions } from "../../src/pipeline/pipeline.ts";
 import type { ChunkJob, FinalizeJob } from "../../src/pipeline/ports.ts";
 import { chunk as chunkRecord } from "./memory/records.ts";
 import { PipelineWitness } from "./pipeline-witness.ts";
-import { type Fault, PipelineWorld, type PortCall, type SimulatedWorker } from "./pipeline-world.ts";
+import {
+  type Fault,
+  PipelineWorld,
+  type PortCall,
+  SIMULATED_OPTIONS,
+  type SimulatedWorker,
+  type WorldHooks,
+} from "./pipeline-world.ts";
 import { type SeededRandom, seededRandom } from "./seeded-random.ts";
 
 /*
@@ -34,6 +42,10 @@ const STEPS_MAX = 60_000;
 const RUSH_MS = 250;
 /** The commit point has the most to lose. */
 const COMMIT_FAULT_FACTOR = 4;
+/** Histories in which the sessions have a limit that some of their chunks are above. */
+const LIMITED_CHANCE = 0.2;
+/** No payload is longer. */
+const PAYLOAD_BYTES_MAX = 90;
 /** Leaves that a tall session has from the beginning. */
 const TALL_LEAVES = 800;
 
@@ -92,7 +104,8 @@ class Simulation {
     this.#faultRate = chance.pick([0.01, 0.03, 0.1]);
     this.#sweepMs = chance.between(700, 2_500);
     this.#emptiesRedis = seededRandom(seed ^ 0xf1a5).chance(0.3);
-    this.#world = new PipelineWorld(seed + 1, chance.between(1, 3), {
+    const workers = chance.between(1, 3);
+    const hooks: WorldHooks = {
       fault: (call) => {
         this.#trace.push(`${this.#world.time.nowMs} ${call.worker.name} ${call.port}.${call.method}`);
         return this.#nextFault(chance, call);
@@ -103,8 +116,14 @@ class Simulation {
           this.#witness.violation(`${event.sessionId} is stuck: ${event.code}`);
       },
       crashed: (worker) => this.#takeBackFrom(worker),
-    });
+    };
+    // A third stream: the histories without a limit are the same as before there were any with one.
+    this.#world = new PipelineWorld(seed + 1, workers, hooks, optionsOf(seededRandom(seed ^ 0x51fe)));
     this.#witness = new PipelineWitness(this.#world);
+  }
+
+  get #isLimited(): boolean {
+    return this.#world.options.sessionBytesMax !== SIMULATED_OPTIONS.sessionBytesMax;
   }
 
   async run(): Promise<SimulationResult> {
@@ -177,9 +196,10 @@ class Simulation {
   async #plan(): Promise<void> {
     await this.#planSession("sess-a" as SessionId);
     if (this.#random.chance(0.15)) await this.#planSession("sess-b" as SessionId);
-    // What is planted in a tall session was never in Redis, so it can't be lost there.
+    // What is planted in a tall session was never in Redis, so it can't be lost there; and it is larger than a limited one.
     if (this.#emptiesRedis) this.#planEmptiedRedis();
-    else if (this.#random.chance(0.08)) await this.#planTallSession("sess-tall" as SessionId);
+    else if (this.#random.chance(0.08) && !this.#isLimited)
+      await this.#planTallSession("sess-tall" as SessionId);
   }
 
   async #planSession(session: SessionId): Promise<void> {
@@ -397,6 +417,7 @@ class Simulation {
       return;
     }
     const { source } = work.job;
+    this.#witness.begun(worker, work.job);
     const delivered: ChunkJob =
       source.kind === "inline"
         ? { ...work.job, source: { kind: "inline", bytes: work.bytes.slice() } }
@@ -496,6 +517,11 @@ class Simulation {
     }
     const { index, chunkId } = work.job;
     const isLeftOut = count !== undefined && index >= count;
+    if (code === "SESSION_TOO_LARGE") {
+      return this.#witness.hadRoomFor(work.job.sessionId, work.bytes.byteLength)
+        ? "refused as too large by a session that always had room for it"
+        : undefined;
+    }
     if (code === "CHUNK_BEYOND_END" || code === "SESSION_SEALED") {
       return isLeftOut ? undefined : `refused with ${code} by a session that ends at ${count}`;
     }
@@ -519,6 +545,13 @@ class Simulation {
   }
 }
 
+function optionsOf(random: SeededRandom): PipelineOptions {
+  if (!random.chance(LIMITED_CHANCE)) return SIMULATED_OPTIONS;
+  // Of a few chunks; where they may be larger than they are, less of it is vouched for by the index.
+  const chunkBytesMax = random.pick([PAYLOAD_BYTES_MAX, 2 * PAYLOAD_BYTES_MAX]);
+  return { ...SIMULATED_OPTIONS, chunkBytesMax, sessionBytesMax: random.between(chunkBytesMax, 400) };
+}
+
 function isForged(job: ChunkJob, id: ChunkId): boolean {
   return canonicalChunkId(job.sessionId, job.index) !== id;
 }
@@ -530,7 +563,7 @@ function isDone({ state }: SimulatedJob): boolean {
 /** Of the name alone, so that two submissions of one chunk have the same bytes. */
 function payloadOf(name: string): Uint8Array {
   const digest = blake3(Buffer.from(name));
-  const length = 1 + ((digest[0] ?? 0) % 90);
+  const length = 1 + ((digest[0] ?? 0) % PAYLOAD_BYTES_MAX);
   return new Uint8Array(Buffer.concat([digest, digest, digest]).subarray(0, length));
 }
 

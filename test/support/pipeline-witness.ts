@@ -10,10 +10,12 @@ import { TILE_WIDTH } from "../../src/core/merkle/tiles.ts";
 import type { LucidEvent } from "../../src/schema/event.ts";
 import type { ChunkRecord, SessionRecord } from "../../src/schema/record.ts";
 import type { ChunkKey } from "../../src/pipeline/ports.ts";
-import { fastKey, type PipelineWorld, type PortCall } from "./pipeline-world.ts";
+import { fastKey, type PipelineWorld, type PortCall, type SimulatedWorker } from "./pipeline-world.ts";
 
 /** Trees up to this size are compared with the textbook at each step, larger ones at the end. */
 const STEP_ROOT_LEAVES_MAX = 32;
+/** For so long a worker may go by what it has read of an open session. */
+const SESSION_KNOWLEDGE_MS = 1_000;
 
 /**
  * Looks on from outside of the stores and says what must never be seen. It knows the pipeline's promises, and of its code
@@ -22,6 +24,10 @@ const STEP_ROOT_LEAVES_MAX = 32;
 export class PipelineWitness {
   readonly violations: string[] = [];
   readonly #world: PipelineWorld;
+  /** When a worker first had a chunk, by both. */
+  readonly #begunMs = new Map<string, number>();
+  /** What each session's committed chunks came to, from when on. */
+  readonly #bytes = new Map<SessionId, { readonly fromMs: number; readonly total: number }[]>();
   readonly #sessions = new Map<SessionId, SessionRecord>();
   readonly #committed = new Map<string, ChunkRecord>();
   readonly #withdrawnBlobs = new Set<string>();
@@ -36,6 +42,18 @@ export class PipelineWitness {
 
   constructor(world: PipelineWorld) {
     this.#world = world;
+  }
+
+  /** A worker begins with a chunk; of its deliveries to that worker the first counts. */
+  begun(worker: SimulatedWorker, chunk: ChunkKey): void {
+    const key = `${worker.name} ${keyOf(chunk)}`;
+    if (!this.#begunMs.has(key)) this.#begunMs.set(key, this.#world.time.nowMs);
+  }
+
+  /** True if at no time so much was committed that a chunk of these bytes was too much. */
+  hadRoomFor(session: SessionId, bytes: number): boolean {
+    const peak = Math.max(0, ...(this.#bytes.get(session) ?? []).map(({ total }) => total));
+    return peak + bytes <= this.#world.options.sessionBytesMax;
   }
 
   plantChunk(chunk: ChunkRecord): void {
@@ -66,7 +84,7 @@ export class PipelineWitness {
   }
 
   /** After each call's effect. */
-  async after({ port, method, args }: PortCall): Promise<void> {
+  async after({ worker, port, method, args }: PortCall): Promise<void> {
     switch (`${port}.${method}`) {
       case "sessions.create":
         return this.#checkSession((args[0] as { readonly id: SessionId }).id);
@@ -75,7 +93,7 @@ export class PipelineWitness {
       case "sessions.replace":
         return this.#checkSession(args[0] as SessionId);
       case "chunks.insert":
-        return this.#checkInserted(args[0] as ChunkRecord);
+        return this.#checkInserted(worker, args[0] as ChunkRecord);
       case "chunks.withdraw":
         return this.#checkWithdrawn(args[0] as ChunkKey);
       case "chunks.markSent":
@@ -157,7 +175,27 @@ export class PipelineWitness {
     this.#checkNothingAnnouncedBeyond(now, where);
   }
 
-  async #checkInserted(own: ChunkRecord): Promise<void> {
+  /**
+   * MAX_SESSION_SIZE: what had been committed for as long as a worker may go by what it knows of a session, when this
+   * chunk's worker took it up, counts.
+   */
+  #checkRoom(worker: SimulatedWorker, own: ChunkRecord): void {
+    const sums = this.#bytes.get(own.sessionId) ?? [];
+    const begunMs = this.#begunMs.get(`${worker.name} ${keyOf(own)}`) ?? 0;
+    const known = sums.findLast(({ fromMs }) => fromMs < begunMs - SESSION_KNOWLEDGE_MS)?.total ?? 0;
+    if (known + own.originalBytes > this.#world.options.sessionBytesMax) {
+      this.violation(`${keyOf(own)}: committed although ${known} bytes had been for long`);
+    }
+    this.#addBytes(own.sessionId, own.originalBytes);
+  }
+
+  #addBytes(session: SessionId, added: number): void {
+    const sums = this.#bytes.get(session) ?? [];
+    this.#bytes.set(session, sums);
+    sums.push({ fromMs: this.#world.time.nowMs, total: (sums.at(-1)?.total ?? 0) + added });
+  }
+
+  async #checkInserted(worker: SimulatedWorker, own: ChunkRecord): Promise<void> {
     const stored = this.#world.stores.chunks.committed(own);
     const key = keyOf(own);
     const was = this.#committed.get(key);
@@ -166,6 +204,7 @@ export class PipelineWitness {
       this.violation(`${key}: a committed chunk was replaced`);
     this.#committed.set(key, stored);
     if (was !== undefined || stored.blobId !== own.blobId) return;
+    this.#checkRoom(worker, own);
     const blob = await this.#world.stores.blobs.read(stored.blobId);
     // A chunk beyond the end is taken back, and may have been taken back before this late copy of its insert came.
     if (blob === undefined && !this.#isBeyondEnd(stored))
@@ -180,6 +219,7 @@ export class PipelineWitness {
     const was = this.#committed.get(key);
     if (was === undefined || this.#world.stores.chunks.committed(chunk) !== undefined) return;
     this.#committed.delete(key);
+    this.#addBytes(was.sessionId, -was.originalBytes);
     this.#withdrawnBlobs.add(was.blobId);
     if (this.isPublished(was.eventId)) this.violation(`${key}: withdrawn after it was announced`);
     if (!this.#isBeyondEnd(was))
