@@ -21,6 +21,9 @@ import type {
  * All calls of a store may fail with STORE_UNAVAILABLE, of a queue or a Redis payload with QUEUE_UNAVAILABLE.
  * That means: not known whether it happened. The pipeline then waits and asks again (patience.ts), so every
  * write here is one that may be applied twice without a second effect.
+ *
+ * A read of a store sees at least what this process has written and read before, in whichever store. Of two processes that
+ * each write and then look for the other's write, at least one sees it.
  */
 
 /** Session documents. Calls for one session are linearizable; a returned write is durable (majority, journal). */

@@ -64,6 +64,8 @@ async function nextStep(
  * and before its event, finds the count there, confirmed or brought to a decision by this very function. It withdraws
  * the chunk or, the count being taken back, keeps it. So what lies beyond a *confirmed* count may be withdrawn by
  * anyone, at any time.
+ *
+ * Both looks must see what came before them in the store's history, also after a fail-over: ports.ts, "Of two processes …".
  */
 async function settleCount(
   ports: AdvancePorts,

@@ -27,6 +27,9 @@ describe("storeError", () => {
     ["shutting down", serverError(91)],
     ["too slow", serverError(50)],
     ["a full disk", serverError(14_031)],
+    ["a new primary without the keys that sign cluster times", serverError(211)],
+    ["a cursor that ended with its primary", serverError(237)],
+    ["a full cache", serverError(365)],
     ["an unknown code with a retryable label", serverError(99_999, ["RetryableWriteError"])],
     ["an unresolvable name", Object.assign(new Error(DRIVER_TEXT), { code: "ENOTFOUND" })],
   ])("%s is STORE_UNAVAILABLE", (_name, thrown) => {

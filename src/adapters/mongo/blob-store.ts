@@ -49,8 +49,8 @@ export class MongoBlobStore implements BlobStore, BlobPresence {
   }
 
   async read(id: string): Promise<Uint8Array | undefined> {
-    const document = await this.#connection.run(() =>
-      this.#blobs.findOne({ _id: id }, { projection: { bytes: 1 } }),
+    const document = await this.#connection.read((options) =>
+      this.#blobs.findOne({ _id: id }, { ...options, projection: { bytes: 1 } }),
     );
     return document?.bytes;
   }
@@ -81,9 +81,9 @@ export class MongoBlobStore implements BlobStore, BlobPresence {
     const present = new Set<string>();
     for (let at = 0; at < ids.length; at += EXISTING_ITEMS_MAX) {
       const some = ids.slice(at, at + EXISTING_ITEMS_MAX);
-      const found = await this.#connection.run(() =>
+      const found = await this.#connection.read((options) =>
         this.#blobs
-          .find({ _id: { $in: some } }, { batchSize: some.length + 1 })
+          .find({ _id: { $in: some } }, { ...options, batchSize: some.length + 1 })
           .project<{ readonly _id: string }>({ _id: 1 })
           .toArray(),
       );
@@ -101,9 +101,9 @@ export class MongoBlobStore implements BlobStore, BlobPresence {
   /** Only `_id`, so that the index answers and no blob is read from the disk. */
   async #idsAfter(after: string | undefined, limit: number): Promise<readonly string[]> {
     const filter = after === undefined ? {} : { _id: { $gt: after } };
-    const found = await this.#connection.run(() =>
+    const found = await this.#connection.read((options) =>
       this.#blobs
-        .find(filter, { limit, batchSize: limit })
+        .find(filter, { ...options, limit, batchSize: limit })
         .sort({ _id: 1 })
         .project<{ readonly _id: string }>({ _id: 1 })
         .toArray(),
@@ -120,9 +120,9 @@ export class MongoBlobStore implements BlobStore, BlobPresence {
 
   async #committedBlobIds(chunkIds: readonly string[]): Promise<ReadonlyMap<string, string>> {
     if (chunkIds.length === 0) return new Map();
-    const found = await this.#connection.run(() =>
+    const found = await this.#connection.read((options) =>
       this.#chunks
-        .find({ _id: { $in: [...chunkIds] } }, { batchSize: chunkIds.length + 1 })
+        .find({ _id: { $in: [...chunkIds] } }, { ...options, batchSize: chunkIds.length + 1 })
         .project<{ readonly _id: string; readonly blob_id: string }>({ blob_id: 1 })
         .toArray(),
     );

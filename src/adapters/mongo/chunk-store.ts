@@ -100,9 +100,9 @@ export class MongoChunkStore implements ChunkStore {
 
   async beyond(session: SessionId, from: number, limit: number): Promise<readonly ChunkRecord[]> {
     if (limit < 1) return [];
-    const documents = await this.#connection.run(() =>
+    const documents = await this.#connection.read((options) =>
       this.#chunks
-        .find({ session_id: session, chunk_index: { $gte: from } }, { limit, batchSize: limit })
+        .find({ session_id: session, chunk_index: { $gte: from } }, { ...options, limit, batchSize: limit })
         .sort({ chunk_index: 1 })
         .toArray(),
     );
@@ -110,12 +110,15 @@ export class MongoChunkStore implements ChunkStore {
   }
 
   async originalBytesFrom(session: SessionId, from: number): Promise<number> {
-    const sums = await this.#connection.run(() =>
+    const sums = await this.#connection.read((options) =>
       this.#chunks
-        .aggregate<{ readonly bytes: number }>([
-          { $match: { session_id: session, chunk_index: { $gte: from } } },
-          { $group: { _id: null, bytes: { $sum: "$original_bytes" } } },
-        ])
+        .aggregate<{ readonly bytes: number }>(
+          [
+            { $match: { session_id: session, chunk_index: { $gte: from } } },
+            { $group: { _id: null, bytes: { $sum: "$original_bytes" } } },
+          ],
+          options,
+        )
         .toArray(),
     );
     return Number(sums[0]?.bytes ?? 0);
@@ -142,8 +145,11 @@ export class MongoChunkStore implements ChunkStore {
       "event.state": "pending" as const,
       ...(after === undefined ? {} : { _id: { $gt: after } }),
     };
-    const documents = await this.#connection.run(() =>
-      this.#chunks.find(filter, { limit, batchSize: limit }).sort({ _id: 1 }).toArray(),
+    const documents = await this.#connection.read((options) =>
+      this.#chunks
+        .find(filter, { ...options, limit, batchSize: limit })
+        .sort({ _id: 1 })
+        .toArray(),
     );
     return documents.map((document) => ({
       id: document._id,
@@ -166,8 +172,8 @@ export class MongoChunkStore implements ChunkStore {
 
   async #findMany(ids: readonly string[]): Promise<readonly (ChunkDocument | undefined)[]> {
     const distinct = [...new Set(ids)];
-    const documents = await this.#connection.run(() =>
-      this.#chunks.find({ _id: { $in: distinct } }, { batchSize: distinct.length + 1 }).toArray(),
+    const documents = await this.#connection.read((options) =>
+      this.#chunks.find({ _id: { $in: distinct } }, { ...options, batchSize: distinct.length + 1 }).toArray(),
     );
     const found = new Map(documents.map((document) => [document._id, document]));
     return ids.map((id) => found.get(id));
@@ -191,8 +197,8 @@ export class MongoChunkStore implements ChunkStore {
   async #reasonOfRefusal(document: ChunkDocument): Promise<"index-taken" | "id-taken" | undefined> {
     if ((await this.#find(document._id)) !== undefined) return "index-taken";
     const { session_id, chunk_id } = document;
-    const holder = await this.#connection.run(() =>
-      this.#chunks.findOne({ session_id, chunk_id }, { projection: { _id: 1 } }),
+    const holder = await this.#connection.read((options) =>
+      this.#chunks.findOne({ session_id, chunk_id }, { ...options, projection: { _id: 1 } }),
     );
     return holder === null ? undefined : "id-taken";
   }
@@ -203,9 +209,9 @@ export class MongoChunkStore implements ChunkStore {
     const ids = Array.from({ length: count }, (_, at) =>
       chunkDocumentId({ sessionId: session, index: (start + at) as LeafIndex }),
     );
-    const documents = await this.#connection.run(() =>
+    const documents = await this.#connection.read((options) =>
       this.#chunks
-        .find({ _id: { $in: ids } }, { batchSize: count + 1 })
+        .find({ _id: { $in: ids } }, { ...options, batchSize: count + 1 })
         .project<LeafDocument>(LEAF_PROJECTION)
         .toArray(),
     );

@@ -1,4 +1,14 @@
-import { type Db, type Document, MongoClient, type MongoClientOptions } from "mongodb";
+import {
+  type ClientSession,
+  type ClusterTime,
+  type Db,
+  type DbOptions,
+  type Document,
+  MongoClient,
+  type MongoClientOptions,
+  ReadConcern,
+  Timestamp,
+} from "mongodb";
 import { addressError, connectError, DUPLICATE_KEY, storeError, writeItemError } from "./errors.ts";
 
 /** Contract §4: the database of a MONGODB_URL that names none. */
@@ -21,10 +31,15 @@ const POOL_IDLE_MS = 60_000;
 /** Contract §4: a write that returned survives a crash of the server and a change of the primary. */
 const WRITE_CONCERN = { w: "majority", j: true } as const;
 
-const OPTIONS: MongoClientOptions = {
+/** Of the database, where nothing in the URL (`readConcernLevel`, `journal`) has a say. */
+const CONCERNS: DbOptions = {
   writeConcern: { w: "majority", journal: true },
   // For what the writes of a session decide on: nothing that a new primary could roll back.
-  readConcern: { level: "majority" },
+  readConcern: new ReadConcern("majority"),
+  readPreference: "primary",
+};
+
+const OPTIONS: MongoClientOptions = {
   readPreference: "primary",
   // Every write is one that may be applied twice, and the pipeline's patience repeats it: a second layer of retries
   // would hide outages from it, and needs sessions, which a standalone server has no use for.
@@ -40,6 +55,10 @@ const OPTIONS: MongoClientOptions = {
   compressors: ["none"],
   // Binary fields come as views of the reply, not as copies in a Binary.
   promoteBuffers: true,
+  // Numbers, also where a counter has outgrown 32 bits: all that we keep are below 2^53.
+  promoteValues: true,
+  promoteLongs: true,
+  useBigInt64: false,
 };
 
 export interface ConnectOptions {
@@ -87,12 +106,15 @@ export async function connectMongo({ url, appName, onCommand }: ConnectOptions):
   if (onCommand !== undefined) client.on("commandStarted", ({ commandName }) => onCommand(commandName));
   try {
     await client.connect();
+    const connection = new MongoConnection(client, client.db(databaseOf(url), CONCERNS));
+    // Tells, over a replica set, at what time of its history this process begins.
+    await connection.ping();
+    return connection;
   } catch (thrown) {
     // Its monitors would go on looking for the server and keep the process alive.
     await client.close().catch(() => undefined);
     throw connectError(thrown);
   }
-  return new MongoConnection(client, client.db(databaseOf(url)));
 }
 
 /** The constructor connects to nothing: whatever it throws is about the address. */
@@ -104,11 +126,34 @@ function newClient(url: string, options: MongoClientOptions): MongoClient {
   }
 }
 
-/** The one place that sends commands: counts them, and turns every failure into a LucidError. */
+/** Goes into the options of each operation of the driver. */
+export interface ReadOptions {
+  readonly session?: ClientSession;
+}
+
+/**
+ * The one place that sends commands: counts them, and turns every failure into a LucidError.
+ *
+ * Reads are causally consistent with everything that this process has written or read before, on any connection: each asks for a
+ * majority-committed state that isn't older (`afterClusterTime`). Read concern "majority" alone doesn't promise
+ * that. A primary that doesn't know yet that it was replaced answers with the state that it has ("clients … may observe
+ * stale data despite having requested read preference primary", MongoDB manual, *Read Concern*), and a new one may lag
+ * behind what the old one had acknowledged. With it, and with write concern "majority", the manual's *Causal Consistency and Read and Write Concerns* has
+ * read own writes, monotonic reads and writes, and writes follow reads, through network partitions as well. It costs no
+ * command; on the primary that took the write there is nothing to wait for.
+ *
+ * Of two processes that each write and then look for the other's write, at least one sees it: both writes are in one history,
+ * and whoever's is the later looks at a state that holds both. Over shards the cluster's clock orders them alike. This is what settleCount
+ * and integrate rest on. A standalone server has no such times and needs none: it has one state.
+ */
 export class MongoConnection {
   readonly db: Db;
   readonly #client: MongoClient;
   #commands = 0;
+  /** The latest time of the cluster's history that a reply has told; absent on a standalone server. */
+  #latest: Timestamp | undefined;
+  /** The latest reading of the cluster's clock, signed by it. */
+  #clusterTime: ClusterTime | undefined;
 
   constructor(client: MongoClient, db: Db) {
     this.#client = client;
@@ -130,13 +175,56 @@ export class MongoConnection {
     }
   }
 
+  /** As `run`, for a read of one command: it sees at least what this process has written and read before. */
+  async read<Result>(operation: (options: ReadOptions) => Promise<Result>): Promise<Result> {
+    return this.run(() => this.#inSession(true, operation));
+  }
+
+  /** `asksForLatest`: in a state of the data that is not older than what this process knows. */
+  async #inSession<Result>(
+    asksForLatest: boolean,
+    operation: (options: ReadOptions) => Promise<Result>,
+  ): Promise<Result> {
+    if (this.#latest === undefined) return operation({});
+    // Of the client's pool of sessions: nothing is sent to begin or to end it.
+    const session = this.#client.startSession({ causalConsistency: asksForLatest });
+    try {
+      if (asksForLatest) session.advanceOperationTime(this.#latest);
+      // The driver tells a server only the cluster time that it has heard on the same connection. One whose clock is behind
+      // would refuse to wait for a time that it takes for the future.
+      if (this.#clusterTime !== undefined) session.clusterTime = this.#clusterTime;
+      return await operation({ session });
+    } finally {
+      this.#hear(session.clusterTime);
+      this.#advance(session.operationTime);
+      await session.endSession();
+    }
+  }
+
+  #hear(time: ClusterTime | undefined): void {
+    if (time === undefined) return;
+    const known = this.#clusterTime?.clusterTime;
+    if (known === undefined || time.clusterTime.greaterThan(known)) this.#clusterTime = time;
+  }
+
+  /** Replies overtake each other: the latest time stays. */
+  #advance(time: unknown): void {
+    if (!(time instanceof Timestamp)) return;
+    if (this.#latest === undefined || time.greaterThan(this.#latest)) this.#latest = time;
+  }
+
   /**
    * Sends an `insert`, `update` or `delete` command. As a plain command, because the driver's insertMany and bulkWrite copy
    * the documents five times on the way to the socket and this copies them three times, and because its reply
    * tells the fate of each item. Duplicate keys are returned, any other failure of an item is thrown.
    */
   async write(command: Document): Promise<WriteReply> {
-    const reply = await this.run(() => this.db.command({ ...command, writeConcern: WRITE_CONCERN }));
+    const reply = await this.run(() =>
+      this.#inSession(false, (options) =>
+        this.db.command({ ...command, writeConcern: WRITE_CONCERN }, options),
+      ),
+    );
+    this.#advance(reply["operationTime"]);
     const errors = (reply["writeErrors"] ?? []) as readonly RawWriteError[];
     const other = errors.find(({ code }) => code !== DUPLICATE_KEY);
     if (other !== undefined) throw writeItemError(other.code, other);
@@ -147,7 +235,8 @@ export class MongoConnection {
   }
 
   async ping(): Promise<void> {
-    await this.run(() => this.db.command({ ping: 1 }));
+    const reply = await this.run(() => this.db.command({ ping: 1 }));
+    this.#advance(reply["operationTime"]);
   }
 
   async serverLabel(): Promise<ServerLabel> {

@@ -45,7 +45,10 @@ const UNAVAILABLE_CODES: ReadonlySet<number> = new Set([
   150, // StaleEpoch
   189, // PrimarySteppedDown
   202, // NetworkInterfaceExceededTimeLimit
+  211, // KeyNotFound
+  237, // CursorKilled
   262, // ExceededTimeLimit
+  365, // TemporarilyUnavailable
   9_001, // SocketException
   10_058, // LegacyNotPrimary
   10_107, // NotWritablePrimary

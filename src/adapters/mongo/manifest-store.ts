@@ -35,7 +35,7 @@ export class MongoManifestStore implements ManifestStore {
   }
 
   async find(id: string): Promise<ManifestRecord | undefined> {
-    const document = await this.#connection.run(() => this.#manifests.findOne({ _id: id }));
+    const document = await this.#connection.read((options) => this.#manifests.findOne({ _id: id }, options));
     if (document === null) return undefined;
     const { session_id, type, status, text, reason } = document;
     return { id, sessionId: session_id as SessionId, type, status, text, reason };

@@ -23,7 +23,9 @@ export class MongoServiceStateStore implements ServiceStateStore {
   }
 
   async redis(): Promise<KnownRedis | undefined> {
-    const found = await this.#connection.run(() => this.#state.findOne({ _id: this.#markerId }));
+    const found = await this.#connection.read((options) =>
+      this.#state.findOne({ _id: this.#markerId }, options),
+    );
     return found === null ? undefined : { marker: found.value, isSettled: found.settled };
   }
 

@@ -99,8 +99,11 @@ export class MongoSessionStore implements SessionStore, SessionListing {
     if (limit < 1) return [];
     // An equality on the first key of the index, in the order of the second: nothing is sorted.
     const filter = { closed: false, ...(after === undefined ? {} : { _id: { $gt: after } }) };
-    const documents = await this.#connection.run(() =>
-      this.#sessions.find(filter, { limit, batchSize: limit }).sort({ _id: 1 }).toArray(),
+    const documents = await this.#connection.read((options) =>
+      this.#sessions
+        .find(filter, { ...options, limit, batchSize: limit })
+        .sort({ _id: 1 })
+        .toArray(),
     );
     return documents.map((document) => ({
       id: document._id,
@@ -121,9 +124,9 @@ export class MongoSessionStore implements SessionStore, SessionListing {
   ): Promise<readonly SessionId[]> {
     if (limit < 1) return [];
     const filter = { ...which, ...(after === undefined ? {} : { _id: { $gt: after } }) };
-    const found = await this.#connection.run(() =>
+    const found = await this.#connection.read((options) =>
       this.#sessions
-        .find(filter, { limit, batchSize: limit })
+        .find(filter, { ...options, limit, batchSize: limit })
         .sort({ _id: 1 })
         .project<{ readonly _id: SessionId }>({ _id: 1 })
         .toArray(),
@@ -133,8 +136,10 @@ export class MongoSessionStore implements SessionStore, SessionListing {
 
   async #findMany(ids: readonly SessionId[]): Promise<readonly (SessionDocument | undefined)[]> {
     const distinct = [...new Set(ids)];
-    const documents = await this.#connection.run(() =>
-      this.#sessions.find({ _id: { $in: distinct } }, { batchSize: distinct.length + 1 }).toArray(),
+    const documents = await this.#connection.read((options) =>
+      this.#sessions
+        .find({ _id: { $in: distinct } }, { ...options, batchSize: distinct.length + 1 })
+        .toArray(),
     );
     const found = new Map(documents.map((document) => [document._id, document]));
     return ids.map((id) => found.get(id));

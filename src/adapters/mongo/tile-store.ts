@@ -20,8 +20,11 @@ export class MongoTileStore implements TileStore, TileRepair {
   }
 
   async read(session: SessionId, level: number, n: number): Promise<Uint8Array | undefined> {
-    const document = await this.#connection.run(() =>
-      this.#tiles.findOne({ _id: tileDocumentId(session, level, n) }, { projection: { hashes: 1 } }),
+    const document = await this.#connection.read((options) =>
+      this.#tiles.findOne(
+        { _id: tileDocumentId(session, level, n) },
+        { ...options, projection: { hashes: 1 } },
+      ),
     );
     return document?.hashes;
   }
@@ -81,9 +84,9 @@ export class MongoTileStore implements TileStore, TileRepair {
 
   async #widerThanStored(session: SessionId, tiles: readonly TileRecord[]): Promise<readonly TileRecord[]> {
     const ids = tiles.map(({ level, n }) => tileDocumentId(session, level, n));
-    const stored = await this.#connection.run(() =>
+    const stored = await this.#connection.read((options) =>
       this.#tiles
-        .find({ _id: { $in: ids } }, { batchSize: ids.length + 1 })
+        .find({ _id: { $in: ids } }, { ...options, batchSize: ids.length + 1 })
         .project<Pick<TileDocument, "_id" | "width">>({ width: 1 })
         .toArray(),
     );
