@@ -42,6 +42,42 @@ describe("MongoConnection", () => {
     expect(text).toMatch(standIn ? /stand-in/ : /^MongoDB \d/);
   });
 
+  test("a document of a newer version is left to newer workers and keeps no sweep from the others", async () => {
+    const [older, newer] = ["format-1" as SessionId, "format-0-is-first" as SessionId];
+    for (const id of [newer, older]) {
+      await stores.sessions.create(newSession(id));
+      await stores.chunks.insert(chunk(id, 0));
+    }
+    const client = new MongoClient(servers.mongodbUrl);
+    try {
+      for (const collection of ["sessions", "chunks"]) {
+        const _id = collection === "sessions" ? newer : `${newer}:0`;
+        await client
+          .db()
+          .collection<{ _id: string }>(collection)
+          .updateOne({ _id }, { $set: { format: 99 } });
+      }
+      const unfinished = await stores.sessions.unfinished(undefined, 10_000);
+      const pending = await stores.chunks.withPendingEvent(undefined, 10_000);
+      for (const page of [unfinished, pending]) {
+        const listed = (id: SessionId) => page.find(({ sessionId }) => sessionId === id);
+        expect(listed(older)?.read()).toBeDefined();
+        expect(() => listed(newer)?.read()).toThrow("a format this version doesn't know");
+      }
+      // Two gathered reads: the one that is refused is the other one's.
+      const [found, refused] = await Promise.allSettled([older, newer].map((id) => stores.sessions.find(id)));
+      expect(found).toMatchObject({ value: { id: older } });
+      expect(refused).toMatchObject({ reason: { code: "DOCUMENT_UNREADABLE" } });
+    } finally {
+      await client.db().collection<{ _id: string }>("sessions").deleteOne({ _id: newer });
+      await client
+        .db()
+        .collection<{ _id: string }>("chunks")
+        .deleteOne({ _id: `${newer}:0` });
+      await client.close();
+    }
+  });
+
   test("its count of commands is the driver's", async () => {
     const id = "counted" as SessionId;
     const { ours, driver } = await commandsOf(async () => {

@@ -36,13 +36,13 @@ describe("over a replica set", () => {
     ["chunks.contiguousLeaves", (on) => new MongoChunkStore(on).contiguousLeaves(id, at(0), 10)],
     ["chunks.beyond", (on) => new MongoChunkStore(on).beyond(id, 3, 1)],
     ["chunks.originalBytesFrom", (on) => new MongoChunkStore(on).originalBytesFrom(id, 3)],
-    ["chunks.withPendingEvent", (on) => new MongoChunkStore(on).withPendingEvent(10)],
+    ["chunks.withPendingEvent", (on) => new MongoChunkStore(on).withPendingEvent(undefined, 10)],
     ["blobs.read", (on) => new MongoBlobStore(on).read(`${id}:0:a`)],
     ["blobs.page", (on) => new MongoBlobStore(on).page(undefined, 10)],
     ["blobs.existing", (on) => new MongoBlobStore(on).existing([`${id}:0:a`])],
     ["tiles.read", (on) => new MongoTileStore(on).read(id, 0, 0)],
     ["manifests.find", (on) => new MongoManifestStore(on).find("m")],
-    ["state.redisMarker", (on) => new MongoServiceStateStore(on, "{p}").redisMarker()],
+    ["state.redisMarker", (on) => new MongoServiceStateStore(on, "{p}").redis()],
   ];
 
   test.each(reads)("%s sees at least what this process has written last", async (_name, read) => {
