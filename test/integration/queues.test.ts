@@ -361,7 +361,39 @@ describe("a chunk job that is refused", () => {
     await untilState(chunkQueue, good, "completed");
     await until("two outcomes", () => recorded.outcomes.length === 2);
     expect(recorded.outcomes.map(({ code }) => code)).toContain("JOB_INVALID");
+    expect(await redis.hget(chunkQueue.toKey(bad.id ?? ""), "data")).toBe("null");
   });
+
+  const manyKeys = `{${Array.from({ length: 50_000 }, (_, n) => `"plain${n}":1`).join()}}`;
+  test.each([
+    ["a long chunk", "chunk_data_base64", `"${"plain".repeat(50_000)}"`, "PAYLOAD_TOO_LARGE"],
+    ["many keys", "metadata", manyKeys, "JOB_INVALID"],
+  ] as const)(
+    "data too long to be parsed is refused at the first try, told with its ids, and overwritten: %s",
+    async (_name, field, value, code) => {
+      openQueues();
+      const recorded = recorder();
+      const bad = await chunkQueue.add("process-chunk", {});
+      const good = await chunkQueue.add("process-chunk", chunkData(2));
+      const ids = { session_id: "sess-a", chunk_id: "sess-a-chunk-1", chunk_index: 1 };
+      const key = chunkQueue.toKey(bad.id ?? "");
+      await redis.hset(key, "data", `${JSON.stringify(ids).slice(0, -1)},"${field}":${value}}`);
+      startChunks(succeed, recorded);
+      await untilState(chunkQueue, good, "completed");
+      const failed = await untilState(chunkQueue, bad, "failed");
+      expect(failed.attemptsMade).toBe(1);
+      expect(failed.failedReason).toMatch(new RegExp(`^${code}: `));
+      expect(failed.data).toEqual(ids);
+      expect(recorded.events).toMatchObject([
+        { event_id: `chunk.failed.sess-a.1.${code}`, error: { code }, chunk_id: "sess-a-chunk-1" },
+      ]);
+      expect(recorded.outcomes.filter(({ outcome }) => outcome === "failed")).toMatchObject([
+        { code, sessionId: "sess-a", chunkIndex: 1 },
+      ]);
+      expect(JSON.stringify(await redis.hgetall(key))).not.toContain("plain");
+      expect(recorded.errors).toEqual([]);
+    },
+  );
 
   test("a hundred good chunks around ten bad ones are not affected", async () => {
     openQueues();
@@ -636,6 +668,16 @@ describe("session-control", () => {
       { queue: "session-control", outcome: "failed", sessionId: "sess-a" },
       { queue: "session-control", outcome: "failed", sessionId: "sess-a" },
     ]);
+  });
+
+  test("one whose data is too long to be parsed is refused, and the data is overwritten", async () => {
+    openQueues();
+    const recorded = recorder();
+    startControl(() => Promise.resolve(), recorded);
+    const data = { session_id: "sess-a", chunk_count: 3, metadata: { a: "plain".repeat(20_000) } };
+    const job = await untilState(controlQueue, await controlQueue.add("finalize-session", data), "failed");
+    expect(job.failedReason).toMatch(/^JOB_INVALID: the job's data has more than 65536 characters/);
+    expect(job.data).toEqual({ session_id: "sess-a", chunk_count: 3 });
   });
 });
 

@@ -1,5 +1,6 @@
 import { chunkFailedEvent } from "../../pipeline/event-messages.ts";
 import type { ErrorCode } from "../../core/errors.ts";
+import { base64Chars } from "../../pipeline/job-text.ts";
 import { type ChunkTask, failureIdentity, type JobLimits, parseChunkJob } from "../../pipeline/parse-job.ts";
 import type { EventPublisher } from "../../pipeline/ports.ts";
 import {
@@ -13,13 +14,15 @@ import { type Consumer, type ConsumerOptions, createConsumer, type JobContext } 
 
 /**
  * No retry of a job that was refused with one of these can succeed, whatever an operator does. After the other codes it may:
- * with the right key, a higher limit, a repaired store, or workers that stay alive; then its bytes are still needed, and may
- * be the only ones. A code that isn't named here keeps them.
+ * with the right key, a repaired store, room in the session, or workers that stay alive; then its bytes are still needed, and
+ * may be the only ones. A code that isn't named here keeps them. PAYLOAD_TOO_LARGE is named: a higher limit would help, but what is
+ * over the limit is not kept, whether it was parsed to be found so or not.
  */
 const REFUSED_FOR_EVER: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "JOB_INVALID",
   "PAYLOAD_BASE64_INVALID",
   "PAYLOAD_EMPTY",
+  "PAYLOAD_TOO_LARGE",
   "PAYLOAD_SIZE_MISMATCH",
   "PAYLOAD_DIGEST_MISMATCH",
   "PAYLOAD_REF_FORBIDDEN",
@@ -44,6 +47,7 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
     {
       queue: QUEUE_CHUNKS,
       jobName: JOB_PROCESS_CHUNK,
+      textLimits: { payloadCharsMax: base64Chars(limits.chunkBytesMax) },
       async run(job, context) {
         const task = parseChunkJob(job.data, limits);
         const result = await options.process(task, context);

@@ -17,6 +17,7 @@ export function createControlConsumer(options: ControlConsumerOptions): Consumer
     {
       queue: QUEUE_CONTROL,
       jobName: JOB_FINALIZE_SESSION,
+      textLimits: { payloadCharsMax: 0 },
       async run(job, context) {
         await options.finalize(parseFinalizeJob(job.data), context);
       },

@@ -5,6 +5,7 @@ import { type FailureIdentity, failureIdentity } from "../../pipeline/parse-job.
 import type { Clock } from "../../pipeline/ports.ts";
 import { closeClient, type OwnedRedis, type RedisTarget, waitingClient } from "../redis/client.ts";
 import { redisErrorCode, throwRedisError } from "../redis/errors.ts";
+import type { TextLimits } from "../../pipeline/job-text.ts";
 import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
 import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
 
@@ -84,6 +85,8 @@ export interface Consumer {
 export interface JobKind {
   readonly queue: string;
   readonly jobName: string;
+  /** Data beyond them is refused before it is parsed. */
+  readonly textLimits: TextLimits;
   run(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown>;
   /** Before a job fails for good: tell the neighbours. May throw QUEUE_UNAVAILABLE: the job then stays. */
   announceFailure(job: Job<unknown, unknown, string>, context: JobContext, error: LucidError): Promise<void>;
@@ -130,6 +133,7 @@ class JobConsumer implements Consumer {
         runRetryDelay: RUN_RETRY_DELAY_MS,
       },
       options,
+      kind.textLimits,
     );
     this.#listen();
   }
@@ -221,8 +225,8 @@ class JobConsumer implements Consumer {
   }
 
   async #attempt(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown> {
-    // As a dead letter it would keep everybody, such as a dashboard, from listing the dead letters.
-    if (this.#worker.isUnreadable(job)) await job.updateData(null).catch(throwRedisError);
+    const refusal = this.#worker.refusalOf(job);
+    if (refusal !== undefined) throw refusal;
     if (this.#worker.hasStalledTooOften(job)) {
       throw new LucidError(
         "JOB_STALLED_TOO_OFTEN",
@@ -282,7 +286,7 @@ class JobConsumer implements Consumer {
       this.#options.observer.onError(`${this.#kind.queue} failure event`, code);
     }
     try {
-      const kept = this.#kind.deadLetterData?.(job.data, error.code);
+      const kept = this.#deadLetterData(job, error.code);
       if (kept !== undefined) await job.updateData(kept).catch(throwRedisError);
     } catch (thrown) {
       const { code, disposition } = asLucidError(thrown);
@@ -295,6 +299,14 @@ class JobConsumer implements Consumer {
     }
     tell("failed", error.code);
     return failForGood(error);
+  }
+
+  /**
+   * Data that couldn't be parsed doesn't stay: it would keep everybody, such as a dashboard, from listing the dead letters,
+   * and a long text may be plaintext.
+   */
+  #deadLetterData(job: Job<unknown, unknown, string>, code: ErrorCode): unknown {
+    return this.#worker.refusalOf(job) === undefined ? this.#kind.deadLetterData?.(job.data, code) : job.data;
   }
 
   /**
