@@ -31,7 +31,8 @@ import { keyRingOf } from "./key-ring.ts";
 import { createNeighbours, eventQueuesOf } from "./neighbours.ts";
 import { createPipeline, type Pipeline } from "./pipeline/pipeline.ts";
 import type { Clock } from "./pipeline/ports.ts";
-import { QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
+import { type ProcessChunkReturn, QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
+import type { ChunkRecord } from "./schema/record.ts";
 import { createJobObserver } from "./adapters/telemetry/job-observer.ts";
 import { createLog, type Log } from "./telemetry/log.ts";
 import { SERVICE, VERSION } from "./version.ts";
@@ -261,12 +262,11 @@ function createConsumers(
         task.kind === "chunk"
           ? await pipeline.processChunk(task.job, signal)
           : await pipeline.finishStub(task.stub, signal);
-      return {
-        chunk_id: chunk.chunkId,
-        chunk_index: chunk.index,
-        leaf_hash: toHex(chunk.leafHash),
-        stored_bytes: chunk.storedBytes,
-      };
+      return returnOf(chunk);
+    },
+    async standing(task, { signal }) {
+      const standing = await pipeline.chunkStanding(task, signal);
+      return standing.kind === "committed" ? { kind: "done", result: returnOf(standing.chunk) } : standing;
     },
   });
   const control = createControlConsumer({
@@ -277,6 +277,15 @@ function createConsumers(
     },
   });
   return { chunks, control };
+}
+
+function returnOf(chunk: ChunkRecord): ProcessChunkReturn {
+  return {
+    chunk_id: chunk.chunkId,
+    chunk_index: chunk.index,
+    leaf_hash: toHex(chunk.leafHash),
+    stored_bytes: chunk.storedBytes,
+  };
 }
 
 async function signingKeyOf({ manifest }: Config, log: Log): Promise<KeyObject | undefined> {

@@ -116,6 +116,12 @@ export const LOG_EVENTS = {
     fields: ["job_id", "err"],
     optional: ["session_id", "chunk_index", "chunk_id", "attempt", "stage"],
   },
+  chunk_kept: {
+    level: "warn",
+    message: "job was about to fail for good, but its chunk is committed",
+    fields: ["job_id", "err"],
+    optional: ["session_id", "chunk_index", "attempt"],
+  },
   job_retry: {
     level: "warn",
     message: "job failed, will be tried again",

@@ -113,6 +113,7 @@ function consume(
     limits: { chunkBytesMax: 1024, defaultCompression: { algorithm: "zstd", level: 3 } },
     events: publisher(),
     process,
+    standing: () => Promise.resolve({ kind: "none" }),
     ...over,
   });
   consumer.start();

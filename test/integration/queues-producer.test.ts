@@ -100,6 +100,7 @@ function consume(process: ChunkConsumerOptions["process"]): Consumer {
     limits: LIMITS,
     events: new MemoryEventPublisher(),
     process,
+    standing: () => Promise.resolve({ kind: "none" }),
   });
   consumer.start();
   closers.push(() => consumer.stop({ deadlineMs: 1_000 }));

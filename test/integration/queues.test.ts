@@ -105,6 +105,7 @@ function startChunks(
     limits: { chunkBytesMax: 1024, defaultCompression: { algorithm: "zstd", level: 3 } },
     events: publisher(recorded),
     process,
+    standing: () => Promise.resolve({ kind: "none" }),
     ...over,
   });
   consumer.start();
@@ -291,7 +292,7 @@ describe("a chunk job that is refused", () => {
         { type: "chunk.failed", error: { code }, attempts: 1, job_id: added.id },
       ]);
       if (eventId !== undefined) expect(recorded.events[0]?.event_id).toBe(eventId);
-      expect(recorded.outcomes).toMatchObject([{ outcome: "failed", code }]);
+      expect(recorded.outcomes).toMatchObject([{ outcome: "failed", error: { code } }]);
     },
   );
 
@@ -360,7 +361,7 @@ describe("a chunk job that is refused", () => {
     startChunks(succeed, recorded);
     await untilState(chunkQueue, good, "completed");
     await until("two outcomes", () => recorded.outcomes.length === 2);
-    expect(recorded.outcomes.map(({ code }) => code)).toContain("JOB_INVALID");
+    expect(recorded.outcomes.map(({ error }) => error?.code)).toContain("JOB_INVALID");
     expect(await redis.hget(chunkQueue.toKey(bad.id ?? ""), "data")).toBe("null");
   });
 
@@ -388,7 +389,7 @@ describe("a chunk job that is refused", () => {
         { event_id: `chunk.failed.sess-a.1.${code}`, error: { code }, chunk_id: "sess-a-chunk-1" },
       ]);
       expect(recorded.outcomes.filter(({ outcome }) => outcome === "failed")).toMatchObject([
-        { code, sessionId: "sess-a", chunkIndex: 1 },
+        { error: { code }, sessionId: "sess-a", chunkIndex: 1 },
       ]);
       expect(JSON.stringify(await redis.hgetall(key))).not.toContain("plain");
       expect(recorded.errors).toEqual([]);
@@ -494,7 +495,7 @@ describe("a chunk job that is released", () => {
     });
     const job = await chunkQueue.add("process-chunk", { ...chunkData(1), evil: 1 });
     await until("a release", () => recorded.outcomes.length > 0);
-    expect(recorded.outcomes[0]).toMatchObject({ outcome: "released", code: "QUEUE_UNAVAILABLE" });
+    expect(recorded.outcomes[0]).toMatchObject({ outcome: "released", error: { code: "QUEUE_UNAVAILABLE" } });
     expect(await state(chunkQueue, job)).not.toBe("failed");
     isDown = false;
     expect((await untilState(chunkQueue, job, "failed")).attemptsMade).toBe(1);
@@ -545,6 +546,83 @@ describe("a chunk job that loses its worker", () => {
     await until("an error", () => recorded.errors.length > 0);
     expect(recorded.errors[0]).toMatch(/^session-chunks worker: /);
     await untilState(chunkQueue, await chunkQueue.add("process-chunk", chunkData(2)), "completed");
+  });
+});
+
+describe("a chunk job that is about to fail for good", () => {
+  const result = done({ kind: "stub", stub: { chunk_id: "sess-a-chunk-1", chunk_index: 1 } } as ChunkTask);
+
+  test.each(["TREE_CORRUPT", "INTERNAL", "CHUNK_CONFLICT"] as const)(
+    "with %s is completed if its chunk is committed, with its stub and no event",
+    async (code) => {
+      openQueues();
+      const recorded = recorder();
+      const asked: ChunkTask[] = [];
+      startChunks(fail(code), recorded, {
+        standing(task) {
+          asked.push(task);
+          return Promise.resolve({ kind: "done", result });
+        },
+      });
+      const job = await untilState(
+        chunkQueue,
+        await chunkQueue.add("process-chunk", chunkData(1)),
+        "completed",
+      );
+      expect(asked).toMatchObject([{ kind: "chunk", job: { sessionId: "sess-a", index: 1 } }]);
+      expect(job.returnvalue).toEqual(result);
+      expect(job.data).toMatchObject({ committed: true, leaf_hash: LEAF_HASH });
+      expect(recorded.events).toEqual([]);
+      expect(recorded.outcomes.at(-1)).toMatchObject({ outcome: "completed", error: { code } });
+    },
+  );
+
+  test("because it lost its worker too often is completed if its chunk is committed", async () => {
+    openQueues();
+    const recorded = recorder();
+    const job = await chunkQueue.add("process-chunk", chunkData(1));
+    await redis.hset(chunkQueue.toKey(job.id ?? ""), "stc", "2");
+    await redis.rpoplpush(chunkQueue.toKey("wait"), chunkQueue.toKey("active"));
+    startChunks(succeed, recorded, { standing: () => Promise.resolve({ kind: "done", result }) });
+    const completed = await untilState(chunkQueue, job, "completed");
+    expect(completed.returnvalue).toEqual(result);
+    expect(completed.data).toMatchObject({ committed: true });
+    expect(recorded.events).toEqual([]);
+  });
+
+  test("is released while the store can't say what became of its chunk, or hasn't decided", async () => {
+    openQueues();
+    const recorded = recorder();
+    const answers = [
+      () => Promise.reject(new LucidError("STORE_UNAVAILABLE", "down")),
+      () => Promise.resolve({ kind: "undecided" } as const),
+    ];
+    startChunks(fail("TREE_CORRUPT"), recorded, {
+      standing: () => answers.shift()?.() ?? Promise.resolve({ kind: "none" }),
+    });
+    const job = await untilState(
+      chunkQueue,
+      await chunkQueue.add("process-chunk", chunkData(1), { attempts: 1 }),
+      "failed",
+    );
+    expect(job.attemptsMade).toBe(1);
+    expect(recorded.outcomes.map(({ outcome, error }) => `${outcome} ${error?.code}`)).toEqual([
+      "released STORE_UNAVAILABLE",
+      "released TREE_CORRUPT",
+      "failed TREE_CORRUPT",
+    ]);
+    expect(recorded.events).toHaveLength(1);
+  });
+
+  test("is a dead letter without an event where nobody can tell whether its chunk is committed", async () => {
+    openQueues();
+    const recorded = recorder();
+    startChunks(fail("SECRET_UNWRAP_FAILED"), recorded, {
+      standing: () => Promise.resolve({ kind: "unclear" }),
+    });
+    await untilState(chunkQueue, await chunkQueue.add("process-chunk", chunkData(1)), "failed");
+    expect(recorded.events).toEqual([]);
+    expect(recorded.outcomes).toMatchObject([{ outcome: "failed" }]);
   });
 });
 
@@ -599,7 +677,7 @@ describe("stopping", () => {
     expect(performance.now() - startedMs).toBeLessThan(1_300);
     expect(await state(chunkQueue, job)).toBe("waiting");
     expect((await chunkQueue.getJob(job.id ?? ""))?.attemptsMade).toBe(0);
-    expect(recorded.outcomes).toMatchObject([{ outcome: "released", code: "SHUTTING_DOWN" }]);
+    expect(recorded.outcomes).toMatchObject([{ outcome: "released", error: { code: "SHUTTING_DOWN" } }]);
     startChunks(succeed, recorded);
     await untilState(chunkQueue, job, "completed");
   });
@@ -721,7 +799,7 @@ test("a process that used a consumer and stopped it ends by itself", async () =>
       redisUrl: ${JSON.stringify(servers.redisUrl)}, prefix: ${JSON.stringify(prefix)}, concurrency: 2, lockDurationMs: 15000,
       stalledIntervalMs: 5000, stalledCountMax: 5, retryAttempts: 3, retryDelayMs: 10, retentionCompleted: retention,
       retentionFailed: retention, clock: createSystemClock(), limits: { chunkBytesMax: 1024 }, events,
-      observer: { onError() {}, onOutcome() {}, onStalled() {} }, process: async () => ({}),
+      observer: { onError() {}, onOutcome() {}, onStalled() {} }, process: async () => ({}), standing: async () => ({ kind: "none" }),
     });
     consumer.start();
     setTimeout(async () => {

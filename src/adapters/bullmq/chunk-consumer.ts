@@ -1,3 +1,4 @@
+import type { Job } from "bullmq";
 import { chunkFailedEvent } from "../../pipeline/event-messages.ts";
 import type { ErrorCode } from "../../core/errors.ts";
 import { base64Chars } from "../../pipeline/job-text.ts";
@@ -10,7 +11,13 @@ import {
   QUEUE_CHUNKS,
 } from "../../schema/job.ts";
 import { throwRedisError } from "../redis/errors.ts";
-import { type Consumer, type ConsumerOptions, createConsumer, type JobContext } from "./job-worker.ts";
+import {
+  type Consumer,
+  type ConsumerOptions,
+  createConsumer,
+  type JobContext,
+  type JobStanding,
+} from "./job-worker.ts";
 
 /**
  * No retry of a job that was refused with one of these can succeed, whatever an operator does. After the other codes it may:
@@ -38,6 +45,8 @@ export interface ChunkConsumerOptions extends ConsumerOptions {
   readonly events: EventPublisher;
   /** Returns when the chunk is committed, in the tree and announced. Throws LucidErrors. */
   process(task: ChunkTask, context: JobContext): Promise<ProcessChunkReturn>;
+  /** What the store has of the chunk, for a job that is about to fail for good. Throws LucidErrors. */
+  standing(task: ChunkTask, context: JobContext): Promise<JobStanding<ProcessChunkReturn>>;
 }
 
 /** Consumes `session-chunks` (contract §3). Fetches nothing before `start`. */
@@ -53,10 +62,15 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
         const result = await options.process(task, context);
         // Dies here: the chunk is committed and its plaintext still in the job; the next delivery adopts the chunk and
         // comes here again. After the stub is written the next delivery is one of a stub.
-        if (task.kind === "chunk" && task.job.source.kind === "inline") {
-          await job.updateData(stubOf(task.job.sessionId, result)).catch(throwRedisError);
-        }
+        await replaceInlineBytes(job, task, result);
         return result;
+      },
+      async standing(job, context): Promise<JobStanding> {
+        const task = parsedTask(job.data, limits);
+        if (task === undefined) return { kind: "none" };
+        const standing = await options.standing(task, context);
+        if (standing.kind === "done") await replaceInlineBytes(job, task, standing.result);
+        return standing;
       },
       async announceFailure(job, { jobId, attempt }, { code, message }) {
         const failed = { jobId, ...failureIdentity(job.data), code, message, attempts: attempt };
@@ -66,6 +80,24 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
     },
     options,
   );
+}
+
+/** `undefined` for data that never was a chunk's: nothing can have been committed from it. */
+function parsedTask(data: unknown, limits: JobLimits): ChunkTask | undefined {
+  try {
+    return parseChunkJob(data, limits);
+  } catch {
+    return undefined;
+  }
+}
+
+async function replaceInlineBytes(
+  job: Pick<Job<unknown, unknown, string>, "updateData">,
+  task: ChunkTask,
+  result: ProcessChunkReturn,
+): Promise<void> {
+  if (task.kind !== "chunk" || task.job.source.kind !== "inline") return;
+  await job.updateData(stubOf(task.job.sessionId, result)).catch(throwRedisError);
 }
 
 /** All other fields stay, for whoever looks for the sender; `undefined` when there are no inline bytes. */
