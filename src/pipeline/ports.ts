@@ -39,7 +39,7 @@ export interface SessionStore {
   unfinished(after: SessionId | undefined, limit: number): Promise<readonly SessionRecord[]>;
 }
 
-/** What only an audit asks of the session store. */
+/** What only an audit, and the check of the key ring, ask of the session store. */
 export interface SessionListing {
   /** Ids of all sessions, in order, after `after`; also of those whose documents can't be read. */
   ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]>;
@@ -115,6 +115,10 @@ export interface ServiceStateStore {
   /** The marker of the Redis that the `sent` marks are about; absent before the first start. */
   redisMarker(): Promise<string | undefined>;
   setRedisMarker(marker: string): Promise<void>;
+  /** The check value of the KEK of this version (kek-check.ts), if there is one. */
+  kekCheck(version: number): Promise<string | undefined>;
+  /** Sets `candidate` if there is none, and returns the one that is there then. */
+  claimKekCheck(version: number, candidate: string): Promise<string>;
 }
 
 /** Sealed bytes under ids of one attempt each, written once. */

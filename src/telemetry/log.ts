@@ -76,6 +76,12 @@ export const LOG_EVENTS = {
     optional: ["attempt", "duration_ms", "err"],
     limitBy: "what",
   },
+  key_ring_mismatch: {
+    level: "error",
+    message: "wrong key encryption key, no job is taken",
+    fields: ["err"],
+    optional: ["kek_version"],
+  },
   connected: {
     level: "info",
     message: "connected to a dependency",

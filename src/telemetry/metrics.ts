@@ -195,6 +195,11 @@ export const METRICS = {
   },
   // The process.
   ready: { kind: "gauge", help: "1 while the process is ready.", labels: {} },
+  key_ring_mismatch: {
+    kind: "gauge",
+    help: "1 while the process waits because ENCRYPTION_KEY is not the key of its database.",
+    labels: {},
+  },
   dependency_up: {
     kind: "gauge",
     help: "1 while a dependency answers.",

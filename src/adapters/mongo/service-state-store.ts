@@ -8,6 +8,11 @@ interface StateDocument {
   readonly value: string;
 }
 
+/** Not of one queue prefix: the sessions that it is about belong to the database. */
+function kekCheckId(version: number): string {
+  return `kek-check:${version}`;
+}
+
 export class MongoServiceStateStore implements ServiceStateStore {
   readonly #connection: MongoConnection;
   readonly #state: Collection<StateDocument>;
@@ -31,5 +36,19 @@ export class MongoServiceStateStore implements ServiceStateStore {
       update: COLLECTIONS.serviceState,
       updates: [{ q: { _id: this.#markerId }, u: { $set: { value: marker } }, upsert: true }],
     });
+  }
+
+  async kekCheck(version: number): Promise<string | undefined> {
+    const found = await this.#connection.run(() => this.#state.findOne({ _id: kekCheckId(version) }));
+    return found?.value;
+  }
+
+  async claimKekCheck(version: number, candidate: string): Promise<string> {
+    // A racing upsert that comes second meets a duplicate key: the one that is there counts.
+    await this.#connection.write({
+      update: COLLECTIONS.serviceState,
+      updates: [{ q: { _id: kekCheckId(version) }, u: { $setOnInsert: { value: candidate } }, upsert: true }],
+    });
+    return (await this.kekCheck(version)) ?? candidate;
   }
 }

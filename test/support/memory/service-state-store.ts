@@ -3,6 +3,7 @@ import type { ServiceStateStore } from "../../../src/pipeline/ports.ts";
 /** The twin of MongoServiceStateStore. */
 export class MemoryServiceStateStore implements ServiceStateStore {
   #marker: string | undefined;
+  readonly #kekChecks = new Map<number, string>();
 
   async redisMarker(): Promise<string | undefined> {
     return this.#marker;
@@ -10,5 +11,16 @@ export class MemoryServiceStateStore implements ServiceStateStore {
 
   async setRedisMarker(marker: string): Promise<void> {
     this.#marker = marker;
+  }
+
+  async kekCheck(version: number): Promise<string | undefined> {
+    return this.#kekChecks.get(version);
+  }
+
+  async claimKekCheck(version: number, candidate: string): Promise<string> {
+    const first = this.#kekChecks.get(version);
+    if (first !== undefined) return first;
+    this.#kekChecks.set(version, candidate);
+    return candidate;
   }
 }
