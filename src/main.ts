@@ -162,7 +162,7 @@ function startService(parts: Parts): Service {
     },
     stopped.signal,
   );
-  const consumers = createConsumers(parts, pipeline, events, jobObserver);
+  const consumers = createConsumers(parts, pipeline, jobObserver);
   const manifestDirectory = parts.signingKey === undefined ? undefined : config.paths.manifests;
   const health = createHealth({
     config,
@@ -240,7 +240,6 @@ function createAdapters({ config, log, metrics }: Parts, observer: JobObserver) 
 function createConsumers(
   { config, clock }: Parts,
   pipeline: Pipeline,
-  events: ReturnType<typeof createEventPublisher>,
   observer: JobObserver,
 ): { readonly chunks: Consumer; readonly control: Consumer } {
   const { queues } = config;
@@ -261,7 +260,7 @@ function createConsumers(
     ...common,
     concurrency: queues.concurrency,
     limits: { chunkBytesMax: config.limits.chunkBytesMax, defaultCompression: config.compression },
-    events,
+    announce: (event, signal) => pipeline.announce(event, signal),
     async process(task, { signal }) {
       const chunk =
         task.kind === "chunk"

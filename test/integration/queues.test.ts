@@ -11,7 +11,7 @@ import { createQueueStats } from "../../src/adapters/bullmq/queue-stats.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { type ErrorCode, LucidError } from "../../src/core/errors.ts";
 import type { ChunkTask } from "../../src/pipeline/parse-job.ts";
-import type { EventPublisher, FinalizeJob } from "../../src/pipeline/ports.ts";
+import type { FinalizeJob } from "../../src/pipeline/ports.ts";
 import { eventSchema, type LucidEvent } from "../../src/schema/event.ts";
 import type { ProcessChunkReturn } from "../../src/schema/job.ts";
 import { testServers } from "../support/servers.ts";
@@ -58,18 +58,9 @@ function recorder(): Recorded {
   return { outcomes: [], errors: [], stalled: [], events: [] };
 }
 
-function publisher(recorded: Recorded): EventPublisher {
-  const publish = (event: LucidEvent) => {
-    recorded.events.push(eventSchema.parse(event));
-    return Promise.resolve();
-  };
-  return {
-    publish,
-    republish: publish,
-    epoch: 0,
-    claimMarker: (candidate) => Promise.resolve(candidate),
-    marker: () => Promise.resolve(undefined),
-  };
+function heard(recorded: Recorded, event: LucidEvent): Promise<void> {
+  recorded.events.push(eventSchema.parse(event));
+  return Promise.resolve();
 }
 
 function consumerOptions(recorded: Recorded): ConsumerOptions {
@@ -103,7 +94,7 @@ function startChunks(
   const consumer = createChunkConsumer({
     ...consumerOptions(recorded),
     limits: { chunkBytesMax: 1024, defaultCompression: { algorithm: "zstd", level: 3 } },
-    events: publisher(recorded),
+    announce: (event) => heard(recorded, event),
     process,
     standing: () => Promise.resolve({ kind: "none" }),
     ...over,
@@ -485,13 +476,9 @@ describe("a chunk job that is released", () => {
     openQueues();
     const recorded = recorder();
     let isDown = true;
-    const events = publisher(recorded);
     startChunks(succeed, recorded, {
-      events: {
-        ...events,
-        publish: (event) =>
-          isDown ? Promise.reject(new LucidError("QUEUE_UNAVAILABLE", "down")) : events.publish(event),
-      },
+      announce: (event) =>
+        isDown ? Promise.reject(new LucidError("QUEUE_UNAVAILABLE", "down")) : heard(recorded, event),
     });
     const job = await chunkQueue.add("process-chunk", { ...chunkData(1), evil: 1 });
     await until("a release", () => recorded.outcomes.length > 0);
@@ -793,12 +780,11 @@ test("a process that used a consumer and stopped it ends by itself", async () =>
   const script = `
     import { createChunkConsumer } from "./src/adapters/bullmq/chunk-consumer.ts";
     import { createSystemClock } from "./src/adapters/system/clock.ts";
-    const events = { publish: async () => {}, republish: async () => {} };
     const retention = { ageSeconds: 60, count: 10 };
     const consumer = createChunkConsumer({
       redisUrl: ${JSON.stringify(servers.redisUrl)}, prefix: ${JSON.stringify(prefix)}, concurrency: 2, lockDurationMs: 15000,
       stalledIntervalMs: 5000, stalledCountMax: 5, retryAttempts: 3, retryDelayMs: 10, retentionCompleted: retention,
-      retentionFailed: retention, clock: createSystemClock(), limits: { chunkBytesMax: 1024 }, events,
+      retentionFailed: retention, clock: createSystemClock(), limits: { chunkBytesMax: 1024 }, announce: async () => {},
       observer: { onError() {}, onOutcome() {}, onStalled() {} }, process: async () => ({}), standing: async () => ({ kind: "none" }),
     });
     consumer.start();

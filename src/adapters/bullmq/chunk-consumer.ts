@@ -3,7 +3,7 @@ import { chunkFailedEvent } from "../../pipeline/event-messages.ts";
 import type { ErrorCode } from "../../core/errors.ts";
 import { base64Chars } from "../../pipeline/job-text.ts";
 import { type ChunkTask, failureIdentity, type JobLimits, parseChunkJob } from "../../pipeline/parse-job.ts";
-import type { EventPublisher } from "../../pipeline/ports.ts";
+import type { LucidEvent } from "../../schema/event.ts";
 import {
   type CommittedStub,
   JOB_PROCESS_CHUNK,
@@ -42,7 +42,8 @@ const INLINE_FIELDS = ["chunk_data_base64", "chunk_data"] as const;
 
 export interface ChunkConsumerOptions extends ConsumerOptions {
   readonly limits: JobLimits;
-  readonly events: EventPublisher;
+  /** Resolves when every event queue has it. */
+  announce(event: LucidEvent, signal: AbortSignal): Promise<void>;
   /** Returns when the chunk is committed, in the tree and announced. Throws LucidErrors. */
   process(task: ChunkTask, context: JobContext): Promise<ProcessChunkReturn>;
   /** What the store has of the chunk, for a job that is about to fail for good. Throws LucidErrors. */
@@ -51,7 +52,7 @@ export interface ChunkConsumerOptions extends ConsumerOptions {
 
 /** Consumes `session-chunks` (contract §3). Fetches nothing before `start`. */
 export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
-  const { limits, events, clock } = options;
+  const { limits, clock } = options;
   return createConsumer(
     {
       queue: QUEUE_CHUNKS,
@@ -72,9 +73,9 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
         if (standing.kind === "done") await replaceInlineBytes(job, task, standing.result);
         return standing;
       },
-      async announceFailure(job, { jobId, attempt }, { code, message }) {
+      async announceFailure(job, { jobId, attempt, signal }, { code, message }) {
         const failed = { jobId, ...failureIdentity(job.data), code, message, attempts: attempt };
-        await events.publish(chunkFailedEvent(failed, clock.now()));
+        await options.announce(chunkFailedEvent(failed, clock.now()), signal);
       },
       deadLetterData: (data, code) => (REFUSED_FOR_EVER.has(code) ? withoutInlineBytes(data) : undefined),
     },
