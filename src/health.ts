@@ -34,20 +34,26 @@ export interface Health {
 /** Where the sidecar gets its answers; it is there before the parts are that it looks at. */
 export interface Probes {
   readonly sources: SidecarSources;
+  /** What keeps the start from going on, in words fit for anyone; `undefined`: nothing but servers that are away. */
+  blockedBy(check: { readonly name: string; readonly detail: string } | undefined): void;
   use(sources: SidecarSources): void;
 }
 
 /** Until `use`: alive, and not ready. */
 export function startProbes(metrics: Metrics): Probes {
   let current: SidecarSources | undefined;
+  let blocker: Check | undefined;
   metrics.set("ready", {}, 0);
   return {
     use(sources) {
       current = sources;
     },
+    blockedBy(check) {
+      blocker = check === undefined ? undefined : { ...check, ok: false, required: true };
+    },
     sources: {
       health: async () => current?.health() ?? [await eventLoopCheck()],
-      ready: async () => current?.ready() ?? [await startingCheck()],
+      ready: async () => current?.ready() ?? [blocker ?? (await startingCheck())],
       metrics: () => current?.metrics() ?? metrics.text(),
     },
   };
@@ -95,7 +101,7 @@ export function createHealth(parts: HealthParts): Health {
       await stats.read();
       return "answers";
     }),
-    boundedCheck("key_ring", true, async () => "loaded"),
+    boundedCheck("key_ring", true, async () => "fits the database"),
     ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
   ];
 

@@ -25,13 +25,15 @@ import { CpuThreads } from "./adapters/threads/cpu-threads.ts";
 import { type Config, type LoadedConfig, loadProcessConfig, reloadable, restartRequired } from "./config.ts";
 import { toHex } from "./core/bytes.ts";
 import type { KeyRing } from "./core/encrypt/kek.ts";
-import { type ErrorCode, errorCodeOf, LucidError } from "./core/errors.ts";
+import { asLucidError, type ErrorCode, errorCodeOf, LucidError } from "./core/errors.ts";
 import { createHealth, type Probes, startProbes } from "./health.ts";
 import { keyRingOf } from "./key-ring.ts";
 import { createNeighbours, eventQueuesOf } from "./neighbours.ts";
+import { checkKeyRing } from "./pipeline/check-key-ring.ts";
 import { createPipeline, type Pipeline } from "./pipeline/pipeline.ts";
 import type { Clock } from "./pipeline/ports.ts";
-import { QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
+import { type ProcessChunkReturn, QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
+import type { ChunkRecord } from "./schema/record.ts";
 import { createJobObserver } from "./adapters/telemetry/job-observer.ts";
 import { createLog, type Log } from "./telemetry/log.ts";
 import { SERVICE, VERSION } from "./version.ts";
@@ -42,13 +44,15 @@ import { createObserver } from "./adapters/telemetry/pipeline-observer.ts";
 const CONTROL_CONCURRENCY = 4;
 const CONNECT_PAUSE_FIRST_MS = 200;
 const CONNECT_PAUSE_MAX_MS = 2_000;
+/** How often a process with a wrong key says so, and looks whether the key is still wrong. */
+const KEY_RING_CHECK_INTERVAL_MS = 10_000;
 /** Sweeps of replicas that started together must not stay together. */
 const SWEEP_JITTER = 0.2;
 /** After the deadline of the jobs, for connections to close; then the process ends as it is. */
 const CLOSE_GRACE_MS = 4_000;
 
 /**
- * The service from start to end: validate → sidecar → connect → indexes → threads → queues → ready, and back in order on
+ * The service from start to end: validate → sidecar → connect → indexes → key → threads → queues → ready, and back in order on
  * SIGTERM or SIGINT. Resolves with the exit code.
  */
 export async function runService(loaded: LoadedConfig): Promise<number> {
@@ -70,8 +74,10 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
     sidecar = await openSidecar(config, probes.sources, metrics, log);
     const waiting = { clock, log, stop: stop.signal };
     const mongo = await patiently("mongodb", () => openMongo(config, log), waiting);
+    const fits =
+      mongo !== undefined && (await untilKeyRingFits(mongo, { config, keyRing, probes, metrics }, waiting));
     const redis = await patiently("redis", () => checkRedis(config.redis.url.reveal()), waiting);
-    if (mongo === undefined || redis === undefined) {
+    if (mongo === undefined || !fits || redis === undefined) {
       await mongo?.close();
       return 0;
     }
@@ -156,7 +162,7 @@ function startService(parts: Parts): Service {
     },
     stopped.signal,
   );
-  const consumers = createConsumers(parts, pipeline, events, jobObserver);
+  const consumers = createConsumers(parts, pipeline, jobObserver);
   const manifestDirectory = parts.signingKey === undefined ? undefined : config.paths.manifests;
   const health = createHealth({
     config,
@@ -234,7 +240,6 @@ function createAdapters({ config, log, metrics }: Parts, observer: JobObserver) 
 function createConsumers(
   { config, clock }: Parts,
   pipeline: Pipeline,
-  events: ReturnType<typeof createEventPublisher>,
   observer: JobObserver,
 ): { readonly chunks: Consumer; readonly control: Consumer } {
   const { queues } = config;
@@ -255,18 +260,17 @@ function createConsumers(
     ...common,
     concurrency: queues.concurrency,
     limits: { chunkBytesMax: config.limits.chunkBytesMax, defaultCompression: config.compression },
-    events,
+    announce: (event, signal) => pipeline.announce(event, signal),
     async process(task, { signal }) {
       const chunk =
         task.kind === "chunk"
           ? await pipeline.processChunk(task.job, signal)
           : await pipeline.finishStub(task.stub, signal);
-      return {
-        chunk_id: chunk.chunkId,
-        chunk_index: chunk.index,
-        leaf_hash: toHex(chunk.leafHash),
-        stored_bytes: chunk.storedBytes,
-      };
+      return returnOf(chunk);
+    },
+    async standing(task, { signal }) {
+      const standing = await pipeline.chunkStanding(task, signal);
+      return standing.kind === "committed" ? { kind: "done", result: returnOf(standing.chunk) } : standing;
     },
   });
   const control = createControlConsumer({
@@ -277,6 +281,15 @@ function createConsumers(
     },
   });
   return { chunks, control };
+}
+
+function returnOf(chunk: ChunkRecord): ProcessChunkReturn {
+  return {
+    chunk_id: chunk.chunkId,
+    chunk_index: chunk.index,
+    leaf_hash: toHex(chunk.leafHash),
+    stored_bytes: chunk.storedBytes,
+  };
 }
 
 async function signingKeyOf({ manifest }: Config, log: Log): Promise<KeyObject | undefined> {
@@ -352,6 +365,42 @@ async function patiently<Connected>(
     pauseMs = Math.min(pauseMs * 2, CONNECT_PAUSE_MAX_MS);
   }
   return undefined;
+}
+
+/**
+ * A process with another key than its database's would make dead letters of every job that the others could do: it takes none, and
+ * says so until somebody ends it, or it is the database that is put right. False when the process is told to stop meanwhile.
+ */
+async function untilKeyRingFits(
+  mongo: MongoConnection,
+  { config, keyRing, probes, metrics }: Pick<Parts, "config" | "keyRing" | "probes" | "metrics">,
+  waiting: Waiting,
+): Promise<boolean> {
+  const { clock, log, stop } = waiting;
+  const ports = {
+    serviceState: new MongoServiceStateStore(mongo, config.queues.prefix),
+    sessions: new MongoSessionStore(mongo),
+    random: systemRandomBytes,
+  };
+  const check = () =>
+    checkKeyRing(ports, keyRing).then(
+      () => "fits" as const,
+      (thrown: unknown) => {
+        if (errorCodeOf(thrown) !== "KEK_MISMATCH") throw thrown;
+        return asLucidError(thrown);
+      },
+    );
+  while (!stop.aborted) {
+    const verdict = await patiently("mongodb", check, waiting);
+    if (verdict === undefined) return false;
+    const isMismatch = verdict !== "fits";
+    metrics.set("key_ring_mismatch", {}, isMismatch ? 1 : 0);
+    probes.blockedBy(isMismatch ? { name: "key_ring", detail: verdict.message } : undefined);
+    if (!isMismatch) return true;
+    log.event("key_ring_mismatch", { err: verdict, kek_version: keyRing.activeVersion });
+    await clock.sleep(KEY_RING_CHECK_INTERVAL_MS, stop);
+  }
+  return false;
 }
 
 async function sweepForever(

@@ -42,6 +42,7 @@ export const ERROR_DISPOSITIONS = {
   DECODE_FAILED: "unrecoverable",
   DECODE_LENGTH_MISMATCH: "unrecoverable",
   SECRET_UNWRAP_FAILED: "unrecoverable",
+  KEK_MISMATCH: "released",
   KEK_UNKNOWN: "retryable",
   PROOF_INVALID: "unrecoverable",
   // Manifests and their files.

@@ -24,6 +24,7 @@ import {
   processChunkDataSchema,
 } from "../schema/job.ts";
 import { MANIFEST_TYPES } from "../core/manifest/names.ts";
+import { base64Chars } from "./job-text.ts";
 import type { ChunkJob, ChunkSource, FinalizeJob } from "./ports.ts";
 
 /*
@@ -161,7 +162,7 @@ function inlineBytes(base64: string, declaredBytes: number | undefined, limits: 
   if (base64.length === 0)
     throw new LucidError("PAYLOAD_EMPTY", "chunk_data_base64 is empty: a chunk has 1 byte or more");
   // Before decoding: what is too long isn't worth the memory of its bytes.
-  if (base64.length > Math.ceil(limits.chunkBytesMax / 3) * 4) throw tooLarge(limits);
+  if (base64.length > base64Chars(limits.chunkBytesMax)) throw tooLarge(limits);
   const bytes = fromBase64(base64);
   if (bytes === undefined) {
     throw new LucidError(
@@ -249,7 +250,7 @@ function recordedAtOf({ recorded_at: at }: ProcessChunkData): { readonly recorde
   return at === undefined ? {} : { recordedAt: boundedTime("recorded_at", at) };
 }
 
-/** From the job itself and not from zod's copy, which leaves out a `__proto__` key without a word. */
+/** From the job itself, as the schema leaves it alone: the first that walks it is `canonicalJson`, which stops at the limits. */
 function metadataOf(data: unknown): { readonly metadata?: string } {
   const metadata = isObject(data) ? data["metadata"] : undefined;
   if (metadata === undefined) return {};

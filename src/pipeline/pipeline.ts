@@ -2,9 +2,11 @@ import type { KeyRing } from "../core/encrypt/kek.ts";
 import type { CommittedStub } from "../schema/job.ts";
 import type { ChunkRecord, HashAlgorithm, SessionRecord } from "../schema/record.ts";
 import { AnchorClaims } from "./anchor-session.ts";
+import { type ChunkStanding, chunkStanding } from "./chunk-standing.ts";
 import { type Closing, closeSession } from "./close-session.ts";
 import { finalizeSession } from "./finalize-session.ts";
 import { OnePerSession, OwnHeads } from "./integrate.ts";
+import type { ChunkTask } from "./parse-job.ts";
 import { createPatience } from "./patience.ts";
 import type {
   BlobStore,
@@ -70,6 +72,7 @@ export interface PipelineOptions {
 export interface Pipeline {
   processChunk(job: ChunkJob, signal: AbortSignal): Promise<ChunkRecord>;
   finishStub(stub: CommittedStub, signal: AbortSignal): Promise<ChunkRecord>;
+  chunkStanding(task: ChunkTask, signal: AbortSignal): Promise<ChunkStanding>;
   finalizeSession(job: FinalizeJob, signal: AbortSignal): Promise<SessionRecord>;
   /** Publishes an event that no record carries, such as `chunk.failed`. */
   announce(event: LucidEvent, signal: AbortSignal): Promise<void>;
@@ -124,6 +127,7 @@ export function createPipeline(
   return {
     processChunk: (job, signal) => processChunk(chunkPipeline, job, signal),
     finishStub: (stub, signal) => finishStub(chunkPipeline, stub, signal),
+    chunkStanding: (task, signal) => chunkStanding(chunkPipeline, task, signal),
     finalizeSession: (job, signal) => finalizeSession(chunkPipeline, job, signal),
     announce: (event, signal) => relayNow(ports, event, signal),
     sweeper: new Sweeper({ ...ports, advance, close, limits: options }),

@@ -53,7 +53,7 @@ export interface Listed<Document> {
   read(): Document;
 }
 
-/** What only an audit asks of the session store. */
+/** What only an audit, and the check of the key ring, ask of the session store. */
 export interface SessionListing {
   /** Ids of all sessions, in order, after `after`; also of those whose documents can't be read. */
   ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]>;
@@ -134,6 +134,10 @@ export interface ServiceStateStore {
   redis(): Promise<KnownRedis | undefined>;
   /** Only if what is known is still that of `before`'s marker; `undefined`: if nothing is known yet. */
   replaceRedis(before: string | undefined, known: KnownRedis): Promise<"replaced" | "conflict">;
+  /** The check value of the KEK of this version (kek-check.ts), if there is one. */
+  kekCheck(version: number): Promise<string | undefined>;
+  /** Sets `candidate` if there is none, and returns the one that is there then. */
+  claimKekCheck(version: number, candidate: string): Promise<string>;
 }
 
 export interface KnownRedis {

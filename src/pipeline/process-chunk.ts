@@ -183,14 +183,14 @@ async function finishRepeat(
  * Inline bytes leave this thread in step 2, so their digest is taken first. With it every job, from here on, is known by
  * its BLAKE3 alone.
  */
-function withInlineDigest(job: ChunkJob): ChunkJob {
+export function withInlineDigest(job: ChunkJob): ChunkJob {
   if (job.source.kind !== "inline") return job;
   const digest = blake3(job.source.bytes);
   if (job.declared.blake3 !== undefined && !bytesEqual(job.declared.blake3, digest)) throw digestMismatch();
   return { ...job, declared: { ...job.declared, blake3: digest } };
 }
 
-function isSameInput(
+export function isSameInput(
   pipeline: ChunkPipeline,
   job: ChunkJob,
   committed: ChunkRecord,
@@ -425,8 +425,8 @@ export async function withdrawChunk(
   observer.report({ kind: "chunk-withdrawn", sessionId: chunk.sessionId, index: chunk.index });
 }
 
-function findChunk(
-  pipeline: ChunkPipeline,
+export function findChunk(
+  pipeline: Pick<ChunkPipeline, "patience" | "chunks">,
   session: SessionId,
   index: LeafIndex,
   signal: AbortSignal,

@@ -23,8 +23,10 @@ const index = z.number().int().min(0).max(LEAF_INDEX_MAX);
 const bytes = z.number().int().min(1).max(Number.MAX_SAFE_INTEGER);
 /** As long as a manifest can hold it. */
 const isoTime = z.iso.datetime({ offset: true }).max(40);
-/** A plain JSON object; its size and depth are checked where it is made canonical. */
-const jsonObject = z.record(z.string(), z.unknown());
+/** A plain JSON object. Not walked here: its size and depth are checked, up to their limits, where it is made canonical. */
+const jsonObject = z.custom<Readonly<Record<string, unknown>>>(
+  (value) => typeof value === "object" && value !== null && !Array.isArray(value),
+);
 
 export const payloadRefSchema = z.discriminatedUnion("store", [
   z.strictObject({ store: z.literal("redis"), key: z.string().min(1).max(300) }),

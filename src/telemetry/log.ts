@@ -76,6 +76,12 @@ export const LOG_EVENTS = {
     optional: ["attempt", "duration_ms", "err"],
     limitBy: "what",
   },
+  key_ring_mismatch: {
+    level: "error",
+    message: "wrong key encryption key, no job is taken",
+    fields: ["err"],
+    optional: ["kek_version"],
+  },
   connected: {
     level: "info",
     message: "connected to a dependency",
@@ -115,6 +121,12 @@ export const LOG_EVENTS = {
     message: "chunk failed for good",
     fields: ["job_id", "err"],
     optional: ["session_id", "chunk_index", "chunk_id", "attempt", "stage"],
+  },
+  chunk_kept: {
+    level: "warn",
+    message: "job was about to fail for good, but its chunk is committed",
+    fields: ["job_id", "err"],
+    optional: ["session_id", "chunk_index", "attempt"],
   },
   job_retry: {
     level: "warn",

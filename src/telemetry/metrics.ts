@@ -10,6 +10,52 @@ import { ERROR_DISPOSITIONS, type ErrorCode } from "../core/errors.ts";
 export const METRIC_PREFIX = "lucid_";
 
 const CODES = Object.keys(ERROR_DISPOSITIONS) as readonly ErrorCode[];
+/** A job's attempt fails with these and is repeated. */
+const RETRIED_CODES = [
+  "PAYLOAD_MISSING",
+  "VERIFY_AFTER_SEAL_FAILED",
+  "THREAD_CRASHED",
+  "THREAD_TIMEOUT",
+  "KEK_UNKNOWN",
+  "INTERNAL",
+] as const satisfies readonly ErrorCode[];
+/** A job fails for good with these, or with one of the above once its attempts are used up. */
+const REFUSED_CODES = [
+  "JOB_INVALID",
+  "JOB_NAME_UNKNOWN",
+  "JOB_STALLED_TOO_OFTEN",
+  "PAYLOAD_BASE64_INVALID",
+  "PAYLOAD_EMPTY",
+  "PAYLOAD_TOO_LARGE",
+  "PAYLOAD_SIZE_MISMATCH",
+  "PAYLOAD_DIGEST_MISMATCH",
+  "PAYLOAD_REF_FORBIDDEN",
+  "CHUNK_CONFLICT",
+  "CHUNK_ID_CONFLICT",
+  "CHUNK_BEYOND_END",
+  "SESSION_SEALED",
+  "SESSION_TOO_LARGE",
+  "SESSION_UNKNOWN",
+  "FINALIZE_COUNT_CONFLICT",
+  "FINALIZE_COUNT_BELOW_CHUNKS",
+  "TREE_CORRUPT",
+  "SECRET_UNWRAP_FAILED",
+] as const satisfies readonly ErrorCode[];
+/** What patience waits out. */
+const OUTAGE_CODES = ["STORE_UNAVAILABLE", "QUEUE_UNAVAILABLE"] as const satisfies readonly ErrorCode[];
+/** What a manifest, and with it a session, can wait for. */
+const CLOSING_CODES = [
+  "SESSION_UNKNOWN",
+  "TREE_CORRUPT",
+  "MANIFEST_INVALID",
+  "MANIFEST_DIRECTORY_UNUSABLE",
+  "INTERNAL",
+] as const satisfies readonly ErrorCode[];
+const ENGINE_CODES = [
+  "SERVICE_UNAVAILABLE",
+  "SERVICE_ANSWER_INVALID",
+  "SERVICE_REJECTED",
+] as const satisfies readonly ErrorCode[];
 const CODECS = ["zstd", "lz4", "brotli", "none"] as const;
 /** Contract §3; a test holds them together with the schema. */
 const EVENT_TYPES = [
@@ -33,7 +79,13 @@ type Labels = Readonly<Record<string, readonly string[]>>;
 interface MetricDeclaration {
   readonly kind: "counter" | "gauge" | "histogram";
   readonly help: string;
+  /** Every value that a label may have. */
   readonly labels: Labels;
+  /**
+   * Of a counter: the combinations that are known to occur, which start at 0; absent: all. Any other within `labels` makes its
+   * series when it comes: a count that nobody expected is better than one that is refused.
+   */
+  readonly expected?: readonly Labels[];
   readonly buckets?: readonly number[];
 }
 
@@ -58,6 +110,10 @@ export const METRICS = {
     kind: "counter",
     help: "Chunks by outcome and codec; a chunk that failed before its codec was chosen counts as none.",
     labels: { outcome: ["committed", "adopted", "failed"], codec: CODECS },
+    expected: [
+      { outcome: ["committed", "adopted"], codec: CODECS },
+      { outcome: ["failed"], codec: ["none"] },
+    ],
   },
   chunk_original_bytes_total: {
     kind: "counter",
@@ -80,11 +136,13 @@ export const METRICS = {
     kind: "counter",
     help: "Attempts that failed and will be repeated, by error code.",
     labels: { code: CODES },
+    expected: [{ code: RETRIED_CODES }],
   },
   job_failures_total: {
     kind: "counter",
     help: "Jobs that failed for good, by error code.",
     labels: { code: CODES },
+    expected: [{ code: REFUSED_CODES }, { code: RETRIED_CODES }],
   },
   jobs_stalled_total: {
     kind: "counter",
@@ -96,7 +154,7 @@ export const METRICS = {
     help: "Jobs in a queue by state.",
     labels: {
       queue: QUEUES,
-      state: ["waiting", "prioritized", "paused", "active", "delayed", "completed", "failed"],
+      state: ["waiting", "prioritized", "active", "delayed", "completed", "failed"],
     },
   },
   queue_oldest_job_age_seconds: {
@@ -120,6 +178,7 @@ export const METRICS = {
     kind: "counter",
     help: "Times a sweep found a session that can't go on by itself, by error code.",
     labels: { code: CODES },
+    expected: [{ code: CLOSING_CODES }],
   },
   redis_data_losses_total: {
     kind: "counter",
@@ -131,6 +190,7 @@ export const METRICS = {
     kind: "counter",
     help: "Manifests that could not be written and will be tried again, by error code.",
     labels: { code: CODES },
+    expected: [{ code: CLOSING_CODES }],
   },
   checkpoints_signed_total: { kind: "counter", help: "Checkpoints signed by this process.", labels: {} },
   sessions_anchored_total: {
@@ -142,6 +202,7 @@ export const METRICS = {
     kind: "counter",
     help: "Calls of the anchoring engine that failed and will be repeated, by error code.",
     labels: { code: CODES },
+    expected: [{ code: ENGINE_CODES }],
   },
   unanchored_sessions: {
     kind: "gauge",
@@ -157,6 +218,10 @@ export const METRICS = {
     kind: "counter",
     help: "Events added to the event queues, by type and by who added them.",
     labels: { type: EVENT_TYPES, by: ["worker", "sweeper"] },
+    expected: [
+      { type: EVENT_TYPES, by: ["worker"] },
+      { type: ["chunk.completed"], by: ["sweeper"] },
+    ],
   },
   outbox_pending_events: {
     kind: "gauge",
@@ -195,6 +260,11 @@ export const METRICS = {
   },
   // The process.
   ready: { kind: "gauge", help: "1 while the process is ready.", labels: {} },
+  key_ring_mismatch: {
+    kind: "gauge",
+    help: "1 while the process waits because ENCRYPTION_KEY is not the key of its database.",
+    labels: {},
+  },
   dependency_up: {
     kind: "gauge",
     help: "1 while a dependency answers.",
@@ -204,6 +274,7 @@ export const METRICS = {
     kind: "counter",
     help: "Waits for a dependency that did not answer, by error code.",
     labels: { code: CODES },
+    expected: [{ code: OUTAGE_CODES }],
   },
   event_loop_lag_max_seconds: {
     kind: "gauge",
@@ -327,7 +398,7 @@ export function createMetrics(options: MetricsOptions): Metrics {
 }
 
 function register(name: MetricName, registry: Registry, options: MetricsOptions): AnyMetric {
-  const { kind, help, labels, buckets }: MetricDeclaration = METRICS[name];
+  const { kind, help, labels, buckets, expected = [labels] }: MetricDeclaration = METRICS[name];
   const common = {
     name: `${METRIC_PREFIX}${name}`,
     help,
@@ -338,7 +409,8 @@ function register(name: MetricName, registry: Registry, options: MetricsOptions)
   if (kind === "gauge") return new Gauge(common);
   const counter = new Counter(common);
   // From 0: a rate over a series that begins at 1 misses its first event.
-  for (const combination of combinations(labels, options)) counter.inc(combination, 0);
+  for (const some of expected)
+    for (const combination of combinations(some, options)) counter.inc(combination, 0);
   return counter;
 }
 

@@ -290,15 +290,22 @@ describe("bad jobs among a hundred good chunks", () => {
     );
     const told = heard.all.filter(isFailure);
     expect(told.map(({ error }) => error.code).sort()).toEqual(BAD.map(({ code }) => code).sort());
-    for (const one of BAD.filter(({ jobId }) => jobId === undefined))
-      expect(told.filter(({ job_id: id }) => id === jobIdOf(one)).length, one.name).toBe(1);
+    for (const one of BAD.filter(({ jobId }) => jobId === undefined)) {
+      const events = told.filter(({ job_id: id }) => id === jobIdOf(one));
+      expect(
+        events.map(({ error }) => `${error.code}: ${error.message}`),
+        one.name,
+      ).toEqual([reasons.get(jobIdOf(one))?.failedReason]);
+    }
     expect(JSON.stringify(heard.all)).not.toContain(HOSTILE);
 
     // The log, and the metrics.
     const lines = worker.linesOf("chunk_failed");
     for (const one of BAD.filter(({ jobId }) => jobId === undefined)) {
       const line = lines.filter(({ job_id: id }) => id === jobIdOf(one));
-      expect(line, one.name).toMatchObject([{ err: { code: one.code } }]);
+      // The same words everywhere: what is wrong, and never its value.
+      const message = reasons.get(jobIdOf(one))?.failedReason.slice(`${one.code}: `.length);
+      expect(line, one.name).toMatchObject([{ err: { code: one.code, message } }]);
     }
     expect(lines.length).toBe(BAD.length);
     expect(

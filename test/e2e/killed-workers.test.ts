@@ -5,10 +5,12 @@ import {
   expectEveryEffectOnce,
   finalizeAll,
   inTurn,
+  payloadOf,
   type TestSession,
   untilSealed,
 } from "../support/deployment.ts";
 import { testServers } from "../support/servers.ts";
+import { until } from "../support/worker-process.ts";
 
 const servers = testServers();
 
@@ -74,4 +76,47 @@ test("a worker frozen beyond its locks and thawed adds nothing to what another d
   expect(await deployment.queue("session-chunks").getFailedCount()).toBe(0);
   expect(await frozen.get("/health")).toMatchObject({ status: 200 });
   expect((await frozen.terminate()).code).toBe(0);
+});
+
+test("a job that lost its worker too often, but after its commit, is completed and never told as failed", async () => {
+  const deployment = new Deployment({ ...servers, env: { MAX_STALLED_COUNT: "1" } });
+  const heard = deployment.listen();
+  const queue = deployment.queue("session-chunks");
+  const redis = deployment.redis();
+  const session = { id: servers.sessionId("stalled"), sizes: [3_000] };
+  const data = {
+    session_id: session.id,
+    chunk_id: `${session.id}-chunk-000000`,
+    chunk_index: 0,
+    chunk_data_base64: Buffer.from(payloadOf(session.id, 0, 3_000)).toString("base64"),
+  };
+  const first = await deployment.readyWorker();
+  await queue.add("process-chunk", data, { jobId: "first" });
+  await until("the commit", async () => (await queue.getJobState("first")) === "completed", 10_000);
+  await first.terminate();
+
+  // The same job once more, as a dead worker leaves it behind for the last time it may.
+  const lost = [
+    { id: "lost", data },
+    { id: "lost-other", data: { ...data, chunk_data_base64: "b3RoZXI=" } },
+  ];
+  for (const job of lost) {
+    await queue.add("process-chunk", job.data, { jobId: job.id });
+    await redis.hset(queue.toKey(job.id), "stc", "1");
+    await redis.rpoplpush(queue.toKey("wait"), queue.toKey("active"));
+  }
+  const worker = await deployment.readyWorker();
+  const isOver = async () => (await queue.getFailedCount()) + (await queue.getCompletedCount()) === 3;
+  await until("both have ended", isOver, 20_000);
+  expect(await queue.getJobState("lost")).toBe("completed");
+  expect(await redis.hget(queue.toKey("lost"), "data")).not.toContain("chunk_data_base64");
+  expect(worker.linesOf("chunk_kept")).toMatchObject([
+    { job_id: "lost", err: { code: "JOB_STALLED_TOO_OFTEN" } },
+  ]);
+  expect(await queue.getJobState("lost-other")).toBe("failed");
+  await finalizeAll(deployment.producer(), [session]);
+  await untilSealed(deployment, [session], RESUME_MS_MAX);
+  const failures = heard.all.filter(({ type }) => type === "chunk.failed");
+  expect(failures).toMatchObject([{ job_id: "lost-other" }]);
+  await worker.terminate();
 });

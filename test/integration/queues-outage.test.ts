@@ -93,6 +93,7 @@ function consume(
 ): Consumer {
   outcomes.length = 0;
   errors.length = 0;
+  const events = publisher();
   const consumer = createChunkConsumer({
     redisUrl: url(),
     prefix: PREFIX,
@@ -111,8 +112,9 @@ function consume(
       onStalled: () => undefined,
     },
     limits: { chunkBytesMax: 1024, defaultCompression: { algorithm: "zstd", level: 3 } },
-    events: publisher(),
+    announce: (event) => events.publish(event),
     process,
+    standing: () => Promise.resolve({ kind: "none" }),
     ...over,
   });
   consumer.start();

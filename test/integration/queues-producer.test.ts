@@ -17,7 +17,6 @@ import { toHex } from "../../src/core/bytes.ts";
 import { blake3 } from "../../src/core/digest.ts";
 import { LucidError } from "../../src/core/errors.ts";
 import { parseChunkJob } from "../../src/pipeline/parse-job.ts";
-import { MemoryEventPublisher } from "../support/memory/event-publisher.ts";
 import { testServers } from "../support/servers.ts";
 
 const servers = testServers();
@@ -98,8 +97,9 @@ function consume(process: ChunkConsumerOptions["process"]): Consumer {
     clock,
     observer: { onError: () => undefined, onOutcome: () => undefined, onStalled: () => undefined },
     limits: LIMITS,
-    events: new MemoryEventPublisher(),
+    announce: () => Promise.resolve(),
     process,
+    standing: () => Promise.resolve({ kind: "none" }),
   });
   consumer.start();
   closers.push(() => consumer.stop({ deadlineMs: 1_000 }));

@@ -11,7 +11,7 @@ import { createQueueStats } from "../../src/adapters/bullmq/queue-stats.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { type ErrorCode, LucidError } from "../../src/core/errors.ts";
 import type { ChunkTask } from "../../src/pipeline/parse-job.ts";
-import type { EventPublisher, FinalizeJob } from "../../src/pipeline/ports.ts";
+import type { FinalizeJob } from "../../src/pipeline/ports.ts";
 import { eventSchema, type LucidEvent } from "../../src/schema/event.ts";
 import type { ProcessChunkReturn } from "../../src/schema/job.ts";
 import { testServers } from "../support/servers.ts";
@@ -58,18 +58,9 @@ function recorder(): Recorded {
   return { outcomes: [], errors: [], stalled: [], events: [] };
 }
 
-function publisher(recorded: Recorded): EventPublisher {
-  const publish = (event: LucidEvent) => {
-    recorded.events.push(eventSchema.parse(event));
-    return Promise.resolve();
-  };
-  return {
-    publish,
-    retryFailed: () => Promise.resolve(),
-    epoch: 0,
-    claimMarker: (candidate) => Promise.resolve(candidate),
-    marker: () => Promise.resolve(undefined),
-  };
+function heard(recorded: Recorded, event: LucidEvent): Promise<void> {
+  recorded.events.push(eventSchema.parse(event));
+  return Promise.resolve();
 }
 
 function consumerOptions(recorded: Recorded): ConsumerOptions {
@@ -103,8 +94,9 @@ function startChunks(
   const consumer = createChunkConsumer({
     ...consumerOptions(recorded),
     limits: { chunkBytesMax: 1024, defaultCompression: { algorithm: "zstd", level: 3 } },
-    events: publisher(recorded),
+    announce: (event) => heard(recorded, event),
     process,
+    standing: () => Promise.resolve({ kind: "none" }),
     ...over,
   });
   consumer.start();
@@ -291,7 +283,7 @@ describe("a chunk job that is refused", () => {
         { type: "chunk.failed", error: { code }, attempts: 1, job_id: added.id },
       ]);
       if (eventId !== undefined) expect(recorded.events[0]?.event_id).toBe(eventId);
-      expect(recorded.outcomes).toMatchObject([{ outcome: "failed", code }]);
+      expect(recorded.outcomes).toMatchObject([{ outcome: "failed", error: { code } }]);
     },
   );
 
@@ -360,8 +352,40 @@ describe("a chunk job that is refused", () => {
     startChunks(succeed, recorded);
     await untilState(chunkQueue, good, "completed");
     await until("two outcomes", () => recorded.outcomes.length === 2);
-    expect(recorded.outcomes.map(({ code }) => code)).toContain("JOB_INVALID");
+    expect(recorded.outcomes.map(({ error }) => error?.code)).toContain("JOB_INVALID");
+    expect(await redis.hget(chunkQueue.toKey(bad.id ?? ""), "data")).toBe("null");
   });
+
+  const manyKeys = `{${Array.from({ length: 50_000 }, (_, n) => `"plain${n}":1`).join()}}`;
+  test.each([
+    ["a long chunk", "chunk_data_base64", `"${"plain".repeat(50_000)}"`, "PAYLOAD_TOO_LARGE"],
+    ["many keys", "metadata", manyKeys, "JOB_INVALID"],
+  ] as const)(
+    "data too long to be parsed is refused at the first try, told with its ids, and overwritten: %s",
+    async (_name, field, value, code) => {
+      openQueues();
+      const recorded = recorder();
+      const bad = await chunkQueue.add("process-chunk", {});
+      const good = await chunkQueue.add("process-chunk", chunkData(2));
+      const ids = { session_id: "sess-a", chunk_id: "sess-a-chunk-1", chunk_index: 1 };
+      const key = chunkQueue.toKey(bad.id ?? "");
+      await redis.hset(key, "data", `${JSON.stringify(ids).slice(0, -1)},"${field}":${value}}`);
+      startChunks(succeed, recorded);
+      await untilState(chunkQueue, good, "completed");
+      const failed = await untilState(chunkQueue, bad, "failed");
+      expect(failed.attemptsMade).toBe(1);
+      expect(failed.failedReason).toMatch(new RegExp(`^${code}: `));
+      expect(failed.data).toEqual(ids);
+      expect(recorded.events).toMatchObject([
+        { event_id: `chunk.failed.sess-a.1.${code}`, error: { code }, chunk_id: "sess-a-chunk-1" },
+      ]);
+      expect(recorded.outcomes.filter(({ outcome }) => outcome === "failed")).toMatchObject([
+        { error: { code }, sessionId: "sess-a", chunkIndex: 1 },
+      ]);
+      expect(JSON.stringify(await redis.hgetall(key))).not.toContain("plain");
+      expect(recorded.errors).toEqual([]);
+    },
+  );
 
   test("a hundred good chunks around ten bad ones are not affected", async () => {
     openQueues();
@@ -452,17 +476,13 @@ describe("a chunk job that is released", () => {
     openQueues();
     const recorded = recorder();
     let isDown = true;
-    const events = publisher(recorded);
     startChunks(succeed, recorded, {
-      events: {
-        ...events,
-        publish: (event) =>
-          isDown ? Promise.reject(new LucidError("QUEUE_UNAVAILABLE", "down")) : events.publish(event),
-      },
+      announce: (event) =>
+        isDown ? Promise.reject(new LucidError("QUEUE_UNAVAILABLE", "down")) : heard(recorded, event),
     });
     const job = await chunkQueue.add("process-chunk", { ...chunkData(1), evil: 1 });
     await until("a release", () => recorded.outcomes.length > 0);
-    expect(recorded.outcomes[0]).toMatchObject({ outcome: "released", code: "QUEUE_UNAVAILABLE" });
+    expect(recorded.outcomes[0]).toMatchObject({ outcome: "released", error: { code: "QUEUE_UNAVAILABLE" } });
     expect(await state(chunkQueue, job)).not.toBe("failed");
     isDown = false;
     expect((await untilState(chunkQueue, job, "failed")).attemptsMade).toBe(1);
@@ -513,6 +533,83 @@ describe("a chunk job that loses its worker", () => {
     await until("an error", () => recorded.errors.length > 0);
     expect(recorded.errors[0]).toMatch(/^session-chunks worker: /);
     await untilState(chunkQueue, await chunkQueue.add("process-chunk", chunkData(2)), "completed");
+  });
+});
+
+describe("a chunk job that is about to fail for good", () => {
+  const result = done({ kind: "stub", stub: { chunk_id: "sess-a-chunk-1", chunk_index: 1 } } as ChunkTask);
+
+  test.each(["TREE_CORRUPT", "INTERNAL", "CHUNK_CONFLICT"] as const)(
+    "with %s is completed if its chunk is committed, with its stub and no event",
+    async (code) => {
+      openQueues();
+      const recorded = recorder();
+      const asked: ChunkTask[] = [];
+      startChunks(fail(code), recorded, {
+        standing(task) {
+          asked.push(task);
+          return Promise.resolve({ kind: "done", result });
+        },
+      });
+      const job = await untilState(
+        chunkQueue,
+        await chunkQueue.add("process-chunk", chunkData(1)),
+        "completed",
+      );
+      expect(asked).toMatchObject([{ kind: "chunk", job: { sessionId: "sess-a", index: 1 } }]);
+      expect(job.returnvalue).toEqual(result);
+      expect(job.data).toMatchObject({ committed: true, leaf_hash: LEAF_HASH });
+      expect(recorded.events).toEqual([]);
+      expect(recorded.outcomes.at(-1)).toMatchObject({ outcome: "completed", error: { code } });
+    },
+  );
+
+  test("because it lost its worker too often is completed if its chunk is committed", async () => {
+    openQueues();
+    const recorded = recorder();
+    const job = await chunkQueue.add("process-chunk", chunkData(1));
+    await redis.hset(chunkQueue.toKey(job.id ?? ""), "stc", "2");
+    await redis.rpoplpush(chunkQueue.toKey("wait"), chunkQueue.toKey("active"));
+    startChunks(succeed, recorded, { standing: () => Promise.resolve({ kind: "done", result }) });
+    const completed = await untilState(chunkQueue, job, "completed");
+    expect(completed.returnvalue).toEqual(result);
+    expect(completed.data).toMatchObject({ committed: true });
+    expect(recorded.events).toEqual([]);
+  });
+
+  test("is released while the store can't say what became of its chunk, or hasn't decided", async () => {
+    openQueues();
+    const recorded = recorder();
+    const answers = [
+      () => Promise.reject(new LucidError("STORE_UNAVAILABLE", "down")),
+      () => Promise.resolve({ kind: "undecided" } as const),
+    ];
+    startChunks(fail("TREE_CORRUPT"), recorded, {
+      standing: () => answers.shift()?.() ?? Promise.resolve({ kind: "none" }),
+    });
+    const job = await untilState(
+      chunkQueue,
+      await chunkQueue.add("process-chunk", chunkData(1), { attempts: 1 }),
+      "failed",
+    );
+    expect(job.attemptsMade).toBe(1);
+    expect(recorded.outcomes.map(({ outcome, error }) => `${outcome} ${error?.code}`)).toEqual([
+      "released STORE_UNAVAILABLE",
+      "released TREE_CORRUPT",
+      "failed TREE_CORRUPT",
+    ]);
+    expect(recorded.events).toHaveLength(1);
+  });
+
+  test("is a dead letter without an event where nobody can tell whether its chunk is committed", async () => {
+    openQueues();
+    const recorded = recorder();
+    startChunks(fail("SECRET_UNWRAP_FAILED"), recorded, {
+      standing: () => Promise.resolve({ kind: "unclear" }),
+    });
+    await untilState(chunkQueue, await chunkQueue.add("process-chunk", chunkData(1)), "failed");
+    expect(recorded.events).toEqual([]);
+    expect(recorded.outcomes).toMatchObject([{ outcome: "failed" }]);
   });
 });
 
@@ -567,7 +664,7 @@ describe("stopping", () => {
     expect(performance.now() - startedMs).toBeLessThan(1_300);
     expect(await state(chunkQueue, job)).toBe("waiting");
     expect((await chunkQueue.getJob(job.id ?? ""))?.attemptsMade).toBe(0);
-    expect(recorded.outcomes).toMatchObject([{ outcome: "released", code: "SHUTTING_DOWN" }]);
+    expect(recorded.outcomes).toMatchObject([{ outcome: "released", error: { code: "SHUTTING_DOWN" } }]);
     startChunks(succeed, recorded);
     await untilState(chunkQueue, job, "completed");
   });
@@ -637,6 +734,16 @@ describe("session-control", () => {
       { queue: "session-control", outcome: "failed", sessionId: "sess-a" },
     ]);
   });
+
+  test("one whose data is too long to be parsed is refused, and the data is overwritten", async () => {
+    openQueues();
+    const recorded = recorder();
+    startControl(() => Promise.resolve(), recorded);
+    const data = { session_id: "sess-a", chunk_count: 3, metadata: { a: "plain".repeat(20_000) } };
+    const job = await untilState(controlQueue, await controlQueue.add("finalize-session", data), "failed");
+    expect(job.failedReason).toMatch(/^JOB_INVALID: the job's data has more than 65536 characters/);
+    expect(job.data).toEqual({ session_id: "sess-a", chunk_count: 3 });
+  });
 });
 
 describe("queue statistics", () => {
@@ -673,13 +780,12 @@ test("a process that used a consumer and stopped it ends by itself", async () =>
   const script = `
     import { createChunkConsumer } from "./src/adapters/bullmq/chunk-consumer.ts";
     import { createSystemClock } from "./src/adapters/system/clock.ts";
-    const events = { publish: async () => {} };
     const retention = { ageSeconds: 60, count: 10 };
     const consumer = createChunkConsumer({
       redisUrl: ${JSON.stringify(servers.redisUrl)}, prefix: ${JSON.stringify(prefix)}, concurrency: 2, lockDurationMs: 15000,
       stalledIntervalMs: 5000, stalledCountMax: 5, retryAttempts: 3, retryDelayMs: 10, retentionCompleted: retention,
-      retentionFailed: retention, clock: createSystemClock(), limits: { chunkBytesMax: 1024 }, events,
-      observer: { onError() {}, onOutcome() {}, onStalled() {} }, process: async () => ({}),
+      retentionFailed: retention, clock: createSystemClock(), limits: { chunkBytesMax: 1024 }, announce: async () => {},
+      observer: { onError() {}, onOutcome() {}, onStalled() {} }, process: async () => ({}), standing: async () => ({ kind: "none" }),
     });
     consumer.start();
     setTimeout(async () => {

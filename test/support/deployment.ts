@@ -61,7 +61,7 @@ export interface TestSession {
  */
 export class Deployment {
   readonly folder: string = mkdtempSync(join(tmpdir(), "session-processor-e2e-"));
-  readonly encryptionKey: string = randomBytes(32).toString("base64");
+  readonly encryptionKey: string;
   readonly redisUrl: string;
   readonly #options: DeploymentOptions;
   readonly #queuePrefix: string;
@@ -71,6 +71,8 @@ export class Deployment {
   constructor(options: DeploymentOptions) {
     this.#options = options;
     this.redisUrl = options.redisUrl;
+    // One database has one key: the tests of a file share theirs.
+    this.encryptionKey = createHash("sha256").update(`key of ${options.mongodbUrl}`).digest("base64");
     // Below the file's own prefix, so that it is tidied up with that, and not shared by the tests of the file.
     this.#queuePrefix = `${options.queuePrefix}-${randomBytes(4).toString("hex")}`;
     onTestFinished(async () => {

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, test } from "vitest";
+import { ERROR_DISPOSITIONS, type ErrorCode } from "../../src/core/errors.ts";
 import { EVENT_TYPES } from "../../src/schema/event.ts";
 import { createMetrics, METRIC_PREFIX, METRICS, type Metrics } from "../../src/telemetry/metrics.ts";
 
@@ -55,11 +56,55 @@ describe("declared metrics", () => {
     expect(METRICS.events_relayed_total.labels.type).toEqual(EVENT_TYPES);
   });
 
-  test("have counters that start at 0 for every label value", async () => {
+  test("have counters that start at 0 for what can occur", async () => {
     const metrics = make();
-    expect(await value(metrics, 'chunks_total{outcome="failed",codec="lz4"}')).toBe(0);
+    expect(await value(metrics, 'chunks_total{outcome="committed",codec="lz4"}')).toBe(0);
     expect(await value(metrics, 'job_failures_total{code="CHUNK_CONFLICT"}')).toBe(0);
     expect(await value(metrics, 'jobs_stalled_total{queue="storage-events"}')).toBe(0);
+  });
+});
+
+describe("error codes as labels", () => {
+  type Labels = Readonly<Record<string, readonly string[]>>;
+  type CodeMetric = { readonly labels: Labels; readonly expected?: readonly Labels[] };
+
+  /** Dispositions of the codes that start at 0. */
+  const dispositionsOf = (name: keyof typeof METRICS): readonly string[] => {
+    const { expected = [] }: CodeMetric = METRICS[name];
+    const codes = expected.flatMap(({ code }) => (code ?? []) as readonly ErrorCode[]);
+    return [...new Set(codes.map((code) => ERROR_DISPOSITIONS[code]))].sort();
+  };
+
+  test("start at 0 only where they can occur: what the table of dispositions rules out isn't there", () => {
+    expect(dispositionsOf("job_retries_total")).toEqual(["retryable"]);
+    expect(dispositionsOf("job_failures_total")).toEqual(["retryable", "unrecoverable"]);
+    expect(dispositionsOf("dependency_waits_total")).toEqual(["released"]);
+    for (const [name, metric] of Object.entries(METRICS)) {
+      const { labels, expected }: CodeMetric = metric;
+      if ("code" in labels) expect(expected, name).toBeDefined();
+    }
+  });
+
+  test("that can't occur are in no scrape", async () => {
+    const text = await make().text();
+    for (const series of [
+      'job_retries_total{code="CHUNK_CONFLICT"}',
+      'job_failures_total{code="CONFIG_INVALID"}',
+      'job_failures_total{code="STORE_UNAVAILABLE"}',
+      'job_failures_total{code="SERVICE_REJECTED"}',
+      'dependency_waits_total{code="JOB_INVALID"}',
+      'anchor_delays_total{code="TREE_CORRUPT"}',
+      'chunks_total{outcome="failed",codec="zstd"}',
+      'events_relayed_total{type="chunk.failed",by="sweeper"}',
+    ])
+      expect(text, series).not.toContain(`${METRIC_PREFIX}${series}`);
+  });
+
+  test("that nobody expected are counted all the same", async () => {
+    const metrics = make();
+    metrics.count("job_failures_total", { code: "BLOB_MALFORMED" });
+    expect(await value(metrics, 'job_failures_total{code="BLOB_MALFORMED"}')).toBe(1);
+    expect(await value(metrics, "metric_samples_refused_total")).toBe(0);
   });
 });
 

@@ -68,6 +68,7 @@ describe("sessions", () => {
       hash_algorithm: "blake3",
       tree: { size: 0, frontier: [], root: null, version: 0 },
       totals: { original_bytes: 0, stored_bytes: 0 },
+      room_counted: false,
       expected_count: null,
       count_confirmed: false,
       finalize: null,

@@ -1,7 +1,9 @@
+import type { Job } from "bullmq";
 import { chunkFailedEvent } from "../../pipeline/event-messages.ts";
 import type { ErrorCode } from "../../core/errors.ts";
+import { base64Chars } from "../../pipeline/job-text.ts";
 import { type ChunkTask, failureIdentity, type JobLimits, parseChunkJob } from "../../pipeline/parse-job.ts";
-import type { EventPublisher } from "../../pipeline/ports.ts";
+import type { LucidEvent } from "../../schema/event.ts";
 import {
   type CommittedStub,
   JOB_PROCESS_CHUNK,
@@ -9,17 +11,25 @@ import {
   QUEUE_CHUNKS,
 } from "../../schema/job.ts";
 import { throwRedisError } from "../redis/errors.ts";
-import { type Consumer, type ConsumerOptions, createConsumer, type JobContext } from "./job-worker.ts";
+import {
+  type Consumer,
+  type ConsumerOptions,
+  createConsumer,
+  type JobContext,
+  type JobStanding,
+} from "./job-worker.ts";
 
 /**
  * No retry of a job that was refused with one of these can succeed, whatever an operator does. After the other codes it may:
- * with the right key, a higher limit, a repaired store, or workers that stay alive; then its bytes are still needed, and may
- * be the only ones. A code that isn't named here keeps them.
+ * with the right key, a repaired store, room in the session, or workers that stay alive; then its bytes are still needed, and
+ * may be the only ones. A code that isn't named here keeps them. PAYLOAD_TOO_LARGE is named: a higher limit would help, but what is
+ * over the limit is not kept, whether it was parsed to be found so or not.
  */
 const REFUSED_FOR_EVER: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "JOB_INVALID",
   "PAYLOAD_BASE64_INVALID",
   "PAYLOAD_EMPTY",
+  "PAYLOAD_TOO_LARGE",
   "PAYLOAD_SIZE_MISMATCH",
   "PAYLOAD_DIGEST_MISMATCH",
   "PAYLOAD_REF_FORBIDDEN",
@@ -32,36 +42,63 @@ const INLINE_FIELDS = ["chunk_data_base64", "chunk_data"] as const;
 
 export interface ChunkConsumerOptions extends ConsumerOptions {
   readonly limits: JobLimits;
-  readonly events: EventPublisher;
+  /** Resolves when every event queue has it. */
+  announce(event: LucidEvent, signal: AbortSignal): Promise<void>;
   /** Returns when the chunk is committed, in the tree and announced. Throws LucidErrors. */
   process(task: ChunkTask, context: JobContext): Promise<ProcessChunkReturn>;
+  /** What the store has of the chunk, for a job that is about to fail for good. Throws LucidErrors. */
+  standing(task: ChunkTask, context: JobContext): Promise<JobStanding<ProcessChunkReturn>>;
 }
 
 /** Consumes `session-chunks` (contract §3). Fetches nothing before `start`. */
 export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
-  const { limits, events, clock } = options;
+  const { limits, clock } = options;
   return createConsumer(
     {
       queue: QUEUE_CHUNKS,
       jobName: JOB_PROCESS_CHUNK,
+      textLimits: { payloadCharsMax: base64Chars(limits.chunkBytesMax) },
       async run(job, context) {
         const task = parseChunkJob(job.data, limits);
         const result = await options.process(task, context);
         // Dies here: the chunk is committed and its plaintext still in the job; the next delivery adopts the chunk and
         // comes here again. After the stub is written the next delivery is one of a stub.
-        if (task.kind === "chunk" && task.job.source.kind === "inline") {
-          await job.updateData(stubOf(task.job.sessionId, result)).catch(throwRedisError);
-        }
+        await replaceInlineBytes(job, task, result);
         return result;
       },
-      async announceFailure(job, { jobId, attempt }, { code, message }) {
+      async standing(job, context): Promise<JobStanding> {
+        const task = parsedTask(job.data, limits);
+        if (task === undefined) return { kind: "none" };
+        const standing = await options.standing(task, context);
+        if (standing.kind === "done") await replaceInlineBytes(job, task, standing.result);
+        return standing;
+      },
+      async announceFailure(job, { jobId, attempt, signal }, { code, message }) {
         const failed = { jobId, ...failureIdentity(job.data), code, message, attempts: attempt };
-        await events.publish(chunkFailedEvent(failed, clock.now()));
+        await options.announce(chunkFailedEvent(failed, clock.now()), signal);
       },
       deadLetterData: (data, code) => (REFUSED_FOR_EVER.has(code) ? withoutInlineBytes(data) : undefined),
     },
     options,
   );
+}
+
+/** `undefined` for data that never was a chunk's: nothing can have been committed from it. */
+function parsedTask(data: unknown, limits: JobLimits): ChunkTask | undefined {
+  try {
+    return parseChunkJob(data, limits);
+  } catch {
+    return undefined;
+  }
+}
+
+async function replaceInlineBytes(
+  job: Pick<Job<unknown, unknown, string>, "updateData">,
+  task: ChunkTask,
+  result: ProcessChunkReturn,
+): Promise<void> {
+  if (task.kind !== "chunk" || task.job.source.kind !== "inline") return;
+  await job.updateData(stubOf(task.job.sessionId, result)).catch(throwRedisError);
 }
 
 /** All other fields stay, for whoever looks for the sender; `undefined` when there are no inline bytes. */

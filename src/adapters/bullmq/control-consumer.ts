@@ -17,9 +17,12 @@ export function createControlConsumer(options: ControlConsumerOptions): Consumer
     {
       queue: QUEUE_CONTROL,
       jobName: JOB_FINALIZE_SESSION,
+      textLimits: { payloadCharsMax: 0 },
       async run(job, context) {
         await options.finalize(parseFinalizeJob(job.data), context);
       },
+      // Nobody is told of a failure, and a retry of a count that was recorded is harmless.
+      standing: () => Promise.resolve({ kind: "none" }),
       announceFailure: () => Promise.resolve(),
     },
     options,

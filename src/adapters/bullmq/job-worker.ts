@@ -5,6 +5,7 @@ import { type FailureIdentity, failureIdentity } from "../../pipeline/parse-job.
 import type { Clock } from "../../pipeline/ports.ts";
 import { closeClient, type OwnedRedis, type RedisTarget, waitingClient } from "../redis/client.ts";
 import { redisErrorCode, throwRedisError } from "../redis/errors.ts";
+import type { TextLimits } from "../../pipeline/job-text.ts";
 import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
 import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
 
@@ -35,8 +36,8 @@ export interface JobOutcome extends FailureIdentity {
   readonly jobId: string;
   readonly attempt: number;
   readonly outcome: "completed" | "retried" | "failed" | "released";
-  /** Absent when completed. */
-  readonly code?: ErrorCode;
+  /** Why it didn't go well. With `completed`: the job was about to fail for it, but its effect is there. */
+  readonly error?: LucidError;
   readonly seconds: number;
 }
 
@@ -80,16 +81,37 @@ export interface Consumer {
   stop(options: { readonly deadlineMs: number }): Promise<void>;
 }
 
+/** What is there of a job's effect. */
+export type JobStanding<Result = unknown> =
+  /** All of it, or what is left is made up for without the job: it is completed with this result. */
+  | { readonly kind: "done"; readonly result: Result }
+  | { readonly kind: "none" }
+  /** It will be known in a moment. */
+  | { readonly kind: "undecided" }
+  /** Nobody can tell. */
+  | { readonly kind: "unclear" };
+
 /** What a kind of job does. */
 export interface JobKind {
   readonly queue: string;
   readonly jobName: string;
+  /** Data beyond them is refused before it is parsed. */
+  readonly textLimits: TextLimits;
   run(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown>;
+  /**
+   * Asked before a job fails for good, whatever for: some verdicts are given without a look at the store, and some after
+   * what mattered was done. May throw what releases the job.
+   */
+  standing(job: Job<unknown, unknown, string>, context: JobContext): Promise<JobStanding>;
   /** Before a job fails for good: tell the neighbours. May throw QUEUE_UNAVAILABLE: the job then stays. */
   announceFailure(job: Job<unknown, unknown, string>, context: JobContext, error: LucidError): Promise<void>;
   /** What a dead letter keeps of `data` after an error of this code; `undefined`: all of it. */
   deadLetterData?(data: unknown, code: ErrorCode): object | undefined;
 }
+
+type Tell = (outcome: JobOutcome["outcome"], error?: LucidError) => void;
+
+const UNCLEAR: JobStanding = { kind: "unclear" };
 
 export function createConsumer(kind: JobKind, options: ConsumerOptions): Consumer {
   return new JobConsumer(kind, options);
@@ -130,6 +152,7 @@ class JobConsumer implements Consumer {
         runRetryDelay: RUN_RETRY_DELAY_MS,
       },
       options,
+      kind.textLimits,
     );
     this.#listen();
   }
@@ -197,14 +220,14 @@ class JobConsumer implements Consumer {
   async #process(job: Job<unknown, unknown, string>, token: string, signal: AbortSignal): Promise<unknown> {
     const startedMs = this.#options.clock.monotonicMs();
     const context = { jobId: repeatableJobId(job.id ?? ""), attempt: job.attemptsMade + 1, signal };
-    const tell = (outcome: JobOutcome["outcome"], code?: ErrorCode): void =>
+    const tell: Tell = (outcome, error) =>
       this.#options.observer.onOutcome({
         queue: this.#kind.queue,
         jobId: context.jobId,
         attempt: context.attempt,
         ...failureIdentity(job.data),
         outcome,
-        ...(code === undefined ? {} : { code }),
+        ...(error === undefined ? {} : { error }),
         seconds: (this.#options.clock.monotonicMs() - startedMs) / 1000,
       });
     this.#running += 1;
@@ -214,15 +237,15 @@ class JobConsumer implements Consumer {
       tell("completed");
       return result;
     } catch (thrown) {
-      throw await this.#verdict(job, token, context, asLucidError(thrown), tell);
+      return await this.#verdict(job, token, context, asLucidError(thrown), tell);
     } finally {
       this.#running -= 1;
     }
   }
 
   async #attempt(job: Job<unknown, unknown, string>, context: JobContext): Promise<unknown> {
-    // As a dead letter it would keep everybody, such as a dashboard, from listing the dead letters.
-    if (this.#worker.isUnreadable(job)) await job.updateData(null).catch(throwRedisError);
+    const refusal = this.#worker.refusalOf(job);
+    if (refusal !== undefined) throw refusal;
     if (this.#worker.hasStalledTooOften(job)) {
       throw new LucidError(
         "JOB_STALLED_TOO_OFTEN",
@@ -235,66 +258,78 @@ class JobConsumer implements Consumer {
     return this.#kind.run(job, context);
   }
 
-  /** What BullMQ is to do with the job: the table of core/errors.ts. */
+  /** The table of core/errors.ts: throws what tells BullMQ what to do, or returns the result of a job that is done after all. */
   async #verdict(
     job: Job<unknown, unknown, string>,
     token: string,
     context: JobContext,
     error: LucidError,
-    tell: (outcome: JobOutcome["outcome"], code: ErrorCode) => void,
-  ): Promise<Error> {
-    switch (error.disposition) {
-      case "retryable":
-        if (context.attempt < (job.opts.attempts ?? 1)) {
-          tell("retried", error.code);
-          return failAttempt(error);
-        }
-        return this.#failForGood(job, token, context, error, tell);
-      case "unrecoverable":
-        return this.#failForGood(job, token, context, error, tell);
-      case "released":
-      case "fatal":
-        tell("released", error.code);
-        return this.#release(job, token, context.signal);
+    tell: Tell,
+  ): Promise<unknown> {
+    const release = async (reason: LucidError): Promise<never> => {
+      tell("released", reason);
+      throw await this.#release(job, token, context.signal);
+    };
+    if (error.disposition === "released" || error.disposition === "fatal") return release(error);
+    if (error.disposition === "retryable" && context.attempt < (job.opts.attempts ?? 1)) {
+      tell("retried", error);
+      throw failAttempt(error);
+    }
+    let standing: JobStanding;
+    try {
+      standing = await this.#beforeFailure(job, context, error);
+    } catch (thrown) {
+      return release(asLucidError(thrown));
+    }
+    if (standing.kind === "undecided") return release(error);
+    tell(standing.kind === "done" ? "completed" : "failed", error);
+    if (standing.kind === "done") return standing.result;
+    throw failForGood(error);
+  }
+
+  /**
+   * A look for what the job has done, then the event, then the data, then (by the caller) the verdict. If we die after the
+   * event, the job comes back and tells it again under the same id. If we die after the data, the job comes back without
+   * its bytes: it is refused again, as JOB_INVALID. Throws only what releases the job.
+   */
+  async #beforeFailure(
+    job: Job<unknown, unknown, string>,
+    context: JobContext,
+    error: LucidError,
+  ): Promise<JobStanding> {
+    const standing =
+      (await this.#unlessReleased("standing", () => this.#kind.standing(job, context))) ?? UNCLEAR;
+    if (standing.kind === "done" || standing.kind === "undecided") return standing;
+    if (standing.kind === "none") {
+      // An event that can't be told at all must not keep a dead job alive.
+      await this.#unlessReleased("failure event", () => this.#kind.announceFailure(job, context, error));
+    }
+    const kept = this.#deadLetterData(job, error.code);
+    if (kept !== undefined) {
+      // What fails here is, for one, a job that a hand has removed meanwhile: there is no data left to change.
+      await this.#unlessReleased("dead letter", () => job.updateData(kept).catch(throwRedisError));
+    }
+    return standing;
+  }
+
+  /** Errors that release a job are thrown; others are reported, and end here. */
+  async #unlessReleased<Result>(what: string, step: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await step();
+    } catch (thrown) {
+      const { code, disposition } = asLucidError(thrown);
+      if (disposition === "released") throw thrown;
+      this.#options.observer.onError(`${this.#kind.queue} ${what}`, code);
+      return undefined;
     }
   }
 
   /**
-   * The event, then the data, then the verdict. If we die after the event, the job comes back and tells it again under
-   * the same id. If we die after the data, the job comes back without its bytes: it is refused again, as JOB_INVALID.
+   * Data that couldn't be parsed doesn't stay: it would keep everybody, such as a dashboard, from listing the dead letters,
+   * and a long text may be plaintext.
    */
-  async #failForGood(
-    job: Job<unknown, unknown, string>,
-    token: string,
-    context: JobContext,
-    error: LucidError,
-    tell: (outcome: JobOutcome["outcome"], code: ErrorCode) => void,
-  ): Promise<Error> {
-    try {
-      await this.#kind.announceFailure(job, context, error);
-    } catch (thrown) {
-      const { code, disposition } = asLucidError(thrown);
-      if (disposition === "released") {
-        tell("released", code);
-        return this.#release(job, token, context.signal);
-      }
-      // An event that can't be told at all must not keep a dead job alive.
-      this.#options.observer.onError(`${this.#kind.queue} failure event`, code);
-    }
-    try {
-      const kept = this.#kind.deadLetterData?.(job.data, error.code);
-      if (kept !== undefined) await job.updateData(kept).catch(throwRedisError);
-    } catch (thrown) {
-      const { code, disposition } = asLucidError(thrown);
-      if (disposition === "released") {
-        tell("released", code);
-        return this.#release(job, token, context.signal);
-      }
-      // Such as a job that a hand has removed meanwhile: there is no data left to change.
-      this.#options.observer.onError(`${this.#kind.queue} dead letter`, code);
-    }
-    tell("failed", error.code);
-    return failForGood(error);
+  #deadLetterData(job: Job<unknown, unknown, string>, code: ErrorCode): unknown {
+    return this.#worker.refusalOf(job) === undefined ? this.#kind.deadLetterData?.(job.data, code) : job.data;
   }
 
   /**

@@ -1,5 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Job, type Processor, Worker, type WorkerOptions } from "bullmq";
+import { LucidError } from "../../core/errors.ts";
+import { leadingFields, refusalOfText, type TextLimits } from "../../pipeline/job-text.ts";
 import { isVerdict } from "./verdicts.ts";
 
 /** Pause after Redis refused to hand out a job (out of memory, for one): without it BullMQ asks again at once. */
@@ -27,21 +29,23 @@ type RawJob = Parameters<Worker["createJob"]>[0];
 
 /**
  * BullMQ's Worker with its gaps closed: a job's own options can't switch off retries and retention, a job that isn't
- * JSON reaches the processor, a completion that Redis refuses isn't a failure of the job, and a Redis that refuses
- * to hand out jobs isn't asked in a hot loop.
+ * JSON or is too long to be parsed reaches the processor, a completion that Redis refuses isn't a failure of the job, and
+ * a Redis that refuses to hand out jobs isn't asked in a hot loop.
  */
 export class RetryingWorker extends Worker<unknown, unknown, string> {
   readonly #policy: JobPolicy;
+  readonly #textLimits: TextLimits;
   readonly #closed = new AbortController();
   /** Jobs that lost their worker too often; the processor gives the verdict, so that its event comes first. */
   readonly #stalledTooOften = new WeakSet<Job>();
-  readonly #unreadable = new WeakSet<Job>();
+  readonly #unread = new WeakMap<Job, LucidError>();
 
   constructor(
     queue: string,
     processor: Processor<unknown, unknown>,
     options: WorkerOptions,
     policy: JobPolicy,
+    textLimits: TextLimits,
   ) {
     super(queue, processor, {
       ...options,
@@ -51,15 +55,16 @@ export class RetryingWorker extends Worker<unknown, unknown, string> {
       settings: { backoffStrategy: (attemptsMade) => retryPauseMs(attemptsMade, policy.retryDelayMs) },
     });
     this.#policy = policy;
+    this.#textLimits = textLimits;
   }
 
   hasStalledTooOften(job: Job): boolean {
     return this.#stalledTooOften.has(job);
   }
 
-  /** True when the job's data in Redis isn't JSON; here it is null. */
-  isUnreadable(job: Job): boolean {
-    return this.#unreadable.has(job);
+  /** Why the job's data in Redis wasn't parsed, if it wasn't; `job.data` is then no more than what tells whose job it is. */
+  refusalOf(job: Job): LucidError | undefined {
+    return this.#unread.get(job);
   }
 
   /** Ends lock renewal and its timer when `close` can't get that far, because Redis is away. */
@@ -86,16 +91,31 @@ export class RetryingWorker extends Worker<unknown, unknown, string> {
     return job;
   }
 
+  /**
+   * Replies come one after the other over one connection, and what is refused is let go of here: however many jobs run at
+   * a time, one text that is too long is held, and none is parsed.
+   */
   #readJob(raw: RawJob, jobId: string): Job<unknown, unknown, string> {
+    const refusal = refusalOfText(raw.data, this.#textLimits);
+    if (refusal !== undefined) return this.#withoutData(raw, jobId, refusal, leadingFields(raw.data));
     try {
       return super.createJob(raw, jobId);
     } catch {
-      // Data that isn't JSON, which only a hand can have written: BullMQ would stumble over it again and again. Null
-      // has no job's form and is refused like any other.
-      const job = super.createJob({ ...raw, data: "null" }, jobId);
-      this.#unreadable.add(job);
-      return job;
+      // Data that isn't JSON, which only a hand can have written: BullMQ would stumble over it again and again.
+      const notJson = new LucidError("JOB_INVALID", "the job's data is not JSON");
+      return this.#withoutData(raw, jobId, notJson, null);
     }
+  }
+
+  #withoutData(
+    raw: RawJob,
+    jobId: string,
+    refusal: LucidError,
+    data: unknown,
+  ): Job<unknown, unknown, string> {
+    const job = super.createJob({ ...raw, data: JSON.stringify(data) }, jobId);
+    this.#unread.set(job, refusal);
+    return job;
   }
 
   protected override async moveToActive(

@@ -6,7 +6,13 @@ import { COLLECTIONS } from "./documents.ts";
 interface StateDocument {
   readonly _id: string;
   readonly value: string;
-  readonly settled: boolean;
+  /** Of a marker only. */
+  readonly settled?: boolean;
+}
+
+/** Not of one queue prefix: the sessions that it is about belong to the database. */
+function kekCheckId(version: number): string {
+  return `kek-check:${version}`;
 }
 
 export class MongoServiceStateStore implements ServiceStateStore {
@@ -26,7 +32,7 @@ export class MongoServiceStateStore implements ServiceStateStore {
     const found = await this.#connection.read((options) =>
       this.#state.findOne({ _id: this.#markerId }, options),
     );
-    return found === null ? undefined : { marker: found.value, isSettled: found.settled };
+    return found === null ? undefined : { marker: found.value, isSettled: found.settled === true };
   }
 
   async replaceRedis(
@@ -48,5 +54,21 @@ export class MongoServiceStateStore implements ServiceStateStore {
       updates: [{ q: { _id, value: before }, u }],
     });
     return n === 1 ? "replaced" : "conflict";
+  }
+
+  async kekCheck(version: number): Promise<string | undefined> {
+    const found = await this.#connection.read((options) =>
+      this.#state.findOne({ _id: kekCheckId(version) }, options),
+    );
+    return found?.value;
+  }
+
+  async claimKekCheck(version: number, candidate: string): Promise<string> {
+    // A racing upsert that comes second meets a duplicate key: the one that is there counts.
+    await this.#connection.write({
+      update: COLLECTIONS.serviceState,
+      updates: [{ q: { _id: kekCheckId(version) }, u: { $setOnInsert: { value: candidate } }, upsert: true }],
+    });
+    return (await this.kekCheck(version)) ?? candidate;
   }
 }

@@ -21,13 +21,14 @@ export function createJobObserver(log: Log, metrics: Metrics): JobObserver {
       log.event("job_stalled", { queue, job_id: jobId });
     },
     onOutcome(report) {
-      const { queue, jobId, attempt, code, outcome } = report;
-      if (code === undefined) return;
-      const err = new LucidError(code, "docs/errors.md says what it means and what to do");
+      const { queue, jobId, attempt, outcome, error: err } = report;
+      if (err === undefined) return;
+      const { code } = err;
       const session = report.sessionId === undefined ? {} : { session_id: report.sessionId };
       const chunk = report.chunkIndex === undefined ? {} : { chunk_index: report.chunkIndex };
       switch (outcome) {
         case "completed":
+          log.event("chunk_kept", { job_id: jobId, attempt, err, ...session, ...chunk });
           return;
         case "released":
           log.event("job_released", { queue, job_id: jobId, err });

@@ -1,0 +1,99 @@
+import { LucidError } from "../core/errors.ts";
+
+/*
+ * A job's data as it lies in Redis: any text that somebody wrote. JSON.parse and the checks behind it run on the event
+ * loop that renews job locks, and their cost grows with the number of values, so a text is looked at before it is parsed.
+ * What passes is at most one long text and JOB_FIELD_CHARS_MAX characters besides.
+ */
+
+/**
+ * All of a job but its payload. 16 KiB of metadata come to 48 KiB at most where every character is written as an escape
+ * (`\uXXXX`, Python's default); ids, digests and names stay below 2 KiB.
+ */
+export const JOB_FIELD_CHARS_MAX = 64 * 1024;
+/** How far `leadingFields` looks; four ids and their names are a tenth of it. */
+const LEADING_CHARS_MAX = 4_096;
+
+export interface TextLimits {
+  /** Characters of `chunk_data_base64`; 0 for jobs that carry no payload. */
+  readonly payloadCharsMax: number;
+}
+
+/** Characters of strict base64. */
+export function base64Chars(bytes: number): number {
+  return Math.ceil(bytes / 3) * 4;
+}
+
+/**
+ * Why a job's data is not to be parsed, or `undefined`. The work is a search for quotes, at most one for each character that
+ * is allowed outside the payload: a text of any length and form costs no more than its bytes do.
+ */
+export function refusalOfText(text: string, { payloadCharsMax }: TextLimits): LucidError | undefined {
+  if (text.length <= JOB_FIELD_CHARS_MAX) return undefined;
+  const longest = payloadCharsMax === 0 ? undefined : longestString(text);
+  const otherChars = text.length - (longest?.chars ?? 0);
+  if (longest?.isPayload === true && otherChars <= JOB_FIELD_CHARS_MAX) {
+    // Within the limit of the whole, or the decoder's to refuse: it knows which characters are escapes.
+    return text.length <= payloadCharsMax + JOB_FIELD_CHARS_MAX ? undefined : payloadTooLong();
+  }
+  return new LucidError(
+    "JOB_INVALID",
+    payloadCharsMax === 0
+      ? `the job's data has more than ${JOB_FIELD_CHARS_MAX} characters`
+      : `the job's data has more than ${JOB_FIELD_CHARS_MAX} characters beside chunk_data_base64`,
+  );
+}
+
+function payloadTooLong(): LucidError {
+  return new LucidError("PAYLOAD_TOO_LARGE", "chunk_data_base64 is longer than LUCID_MAX_CHUNK_SIZE allows");
+}
+
+interface LongestString {
+  readonly chars: number;
+  readonly isPayload: boolean;
+}
+
+/** The longest JSON string of a text; gives up where more quotes are than a job can have outside its payload. */
+function longestString(text: string): LongestString | undefined {
+  let longest = { start: 0, chars: 0 };
+  let start: number | undefined;
+  let quotes = 0;
+  for (let at = text.indexOf('"'); at >= 0; at = text.indexOf('"', at + 1)) {
+    if ((quotes += 1) > JOB_FIELD_CHARS_MAX) return undefined;
+    if (start === undefined) {
+      start = at + 1;
+    } else if (!isEscaped(text, at)) {
+      if (at - start > longest.chars) longest = { start, chars: at - start };
+      start = undefined;
+    }
+  }
+  const before = text.slice(Math.max(0, longest.start - PAYLOAD_NAME_CHARS_MAX), longest.start);
+  return { chars: longest.chars, isPayload: PAYLOAD_NAME.test(before) };
+}
+
+const PAYLOAD_NAME = /"(?:chunk_data_base64|chunk_data)"\s{0,8}:\s{0,8}"$/;
+const PAYLOAD_NAME_CHARS_MAX = 64;
+
+/** After an odd number of backslashes; a run that is longer than the limit is no part of a job that is taken. */
+function isEscaped(text: string, at: number): boolean {
+  let backslashes = 0;
+  while (text[at - 1 - backslashes] === "\\" && backslashes < JOB_FIELD_CHARS_MAX) backslashes += 1;
+  return backslashes % 2 === 1;
+}
+
+/**
+ * The texts and whole numbers that stand at the very beginning of a JSON object, before anything else: usually the ids.
+ * They tell whose the job is that isn't parsed. Not to be believed more than any job's own word.
+ */
+export function leadingFields(text: string): Readonly<Record<string, string | number>> {
+  const head = text.slice(0, LEADING_CHARS_MAX);
+  const open = /^\s*\{\s*/.exec(head);
+  const fields = new Map<string, string | number>();
+  const field = /"(\w{1,40})"\s*:\s*(?:"([^"\\]{0,200})"|(\d{1,10}))\s*[,}]\s*/y;
+  field.lastIndex = open?.[0].length ?? head.length;
+  for (let found = field.exec(head); found !== null; found = field.exec(head)) {
+    const [, name = "", string, number] = found;
+    fields.set(name, string ?? Number(number));
+  }
+  return Object.fromEntries(fields);
+}

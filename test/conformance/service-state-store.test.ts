@@ -1,0 +1,63 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { connectMongo, type MongoConnection } from "../../src/adapters/mongo/connection.ts";
+import { MongoServiceStateStore } from "../../src/adapters/mongo/service-state-store.ts";
+import type { ServiceStateStore } from "../../src/pipeline/ports.ts";
+import { MemoryServiceStateStore } from "../support/memory/service-state-store.ts";
+import { testServers } from "../support/servers.ts";
+
+const servers = testServers();
+const RACERS = 20;
+
+function suite(store: () => ServiceStateStore): void {
+  test("knows no Redis and no check value at first", async () => {
+    expect(await store().redis()).toBeUndefined();
+    expect(await store().kekCheck(1)).toBeUndefined();
+  });
+
+  test("replaces what is known of Redis only for who knows it", async () => {
+    const [one, two] = [
+      { marker: "one", isSettled: true },
+      { marker: "two", isSettled: false },
+    ];
+    const racers = Array.from({ length: RACERS }, () => store().replaceRedis(undefined, one));
+    expect((await Promise.all(racers)).filter((outcome) => outcome === "replaced")).toHaveLength(1);
+    expect(await store().redis()).toEqual(one);
+    expect(await store().replaceRedis("other", two)).toBe("conflict");
+    expect(await store().replaceRedis(undefined, two)).toBe("conflict");
+    expect(await store().redis()).toEqual(one);
+    expect(await store().replaceRedis("one", two)).toBe("replaced");
+    expect(await store().redis()).toEqual(two);
+  });
+
+  test("keeps the first check value of each KEK version, also of many that are claimed at once", async () => {
+    const racers = Array.from({ length: RACERS }, (_, n) => store().claimKekCheck(1, `check-${n}`));
+    const claimed = new Set(await Promise.all(racers));
+    expect(claimed.size).toBe(1);
+    const [first] = claimed;
+    expect(await store().kekCheck(1)).toBe(first);
+    expect(await store().claimKekCheck(1, "late")).toBe(first);
+    expect(await store().kekCheck(2)).toBeUndefined();
+    expect(await store().claimKekCheck(2, "second version")).toBe("second version");
+    expect((await store().redis())?.marker).toBe("two");
+  });
+}
+
+describe("in memory", () => {
+  const store = new MemoryServiceStateStore();
+  suite(() => store);
+});
+
+describe("over MongoDB", () => {
+  let connection: MongoConnection;
+  beforeAll(async () => {
+    connection = await connectMongo({ url: servers.mongodbUrl, appName: "conformance" });
+  });
+  afterAll(() => connection.close());
+  const store = (prefix = "{a}") => new MongoServiceStateStore(connection, prefix);
+  suite(store);
+
+  test("two installations on one database have a marker each, and one key", async () => {
+    expect(await store("{b}").redis()).toBeUndefined();
+    expect(await store("{b}").kekCheck(2)).toBe("second version");
+  });
+});

@@ -1,0 +1,92 @@
+import { describe, expect, test } from "vitest";
+import { type KeyRing, singleKeyRing } from "../../src/core/encrypt/kek.ts";
+import { isKekOf, makeKekCheck } from "../../src/core/encrypt/kek-check.ts";
+import { makeSessionSecret, wrapSecret } from "../../src/core/encrypt/session-secret.ts";
+import type { SessionId } from "../../src/core/ids.ts";
+import { checkKeyRing } from "../../src/pipeline/check-key-ring.ts";
+import { MemoryServiceStateStore } from "../support/memory/service-state-store.ts";
+import { MemorySessionStore } from "../support/memory/session-store.ts";
+import { seededRandom } from "../support/seeded-random.ts";
+
+const seeded = seededRandom(3);
+const random = (length: number): Uint8Array => seeded.bytes(length);
+const RIGHT = singleKeyRing("d5Yt0pMZ3kQm8sVx2bHc7nRw4jLf9gTa");
+const WRONG = singleKeyRing("another key, of which nothing here was made 8Qz");
+const MISMATCH = expect.objectContaining({ code: "KEK_MISMATCH" });
+
+function database() {
+  const serviceState = new MemoryServiceStateStore();
+  const sessions = new MemorySessionStore();
+  const ports = { serviceState, sessions, random };
+  return {
+    serviceState,
+    check: (ring: KeyRing) => checkKeyRing(ports, ring),
+    addSession: async (name: string, ring: KeyRing, { damaged = false } = {}): Promise<void> => {
+      const id = name as SessionId;
+      const place = { kek: ring.kek(1), sessionId: id, keyVersion: 1 };
+      const wrapped = wrapSecret(makeSessionSecret(random), place, random);
+      if (damaged) wrapped[20] = (wrapped[20] ?? 0) ^ 1;
+      const key = { keyVersion: 1, kekVersion: 1, wrapped };
+      await sessions.create({ id, hashAlgorithm: "blake3", key, createdAt: new Date(0) });
+    },
+  };
+}
+
+describe("a check value", () => {
+  const kek = RIGHT.kek(1);
+
+  test("fits its own key and version, and nothing else", () => {
+    const check = makeKekCheck(kek, 1, random);
+    expect(isKekOf(check, kek, 1)).toBe(true);
+    expect(isKekOf(check, WRONG.kek(1), 1)).toBe(false);
+    expect(isKekOf(check, kek, 2)).toBe(false);
+    for (const text of ["", "AAAA", check.slice(4), `${check}AAAA`, check.replace(/.$/, "")])
+      expect(isKekOf(text, kek, 1)).toBe(false);
+  });
+
+  test("is another one each time, so that nobody sees that two databases have one key", () => {
+    expect(makeKekCheck(kek, 1, random)).not.toBe(makeKekCheck(kek, 1, random));
+  });
+});
+
+describe("the key of a database", () => {
+  test("is the first that an empty one sees, from then on", async () => {
+    const { check, serviceState } = database();
+    await check(RIGHT);
+    const claimed = await serviceState.kekCheck(1);
+    await expect(check(WRONG)).rejects.toEqual(MISMATCH);
+    await check(RIGHT);
+    expect(await serviceState.kekCheck(1)).toBe(claimed);
+  });
+
+  test("is that of the sessions where there is no check value yet", async () => {
+    const { check, addSession, serviceState } = database();
+    await addSession("sess-1", RIGHT, { damaged: true });
+    await addSession("sess-2", RIGHT);
+    await expect(check(WRONG)).rejects.toEqual(MISMATCH);
+    expect(await serviceState.kekCheck(1)).toBeUndefined();
+    await check(RIGHT);
+    await expect(check(WRONG)).rejects.toEqual(MISMATCH);
+  });
+
+  test("is not put in question by sessions whose secrets are damaged", async () => {
+    const { check, addSession } = database();
+    await check(RIGHT);
+    for (let n = 0; n < 40; n++) await addSession(`sess-${n}`, RIGHT, { damaged: true });
+    await expect(check(RIGHT)).resolves.toBeUndefined();
+  });
+
+  test("of two processes that come to an empty database at once, one is refused", async () => {
+    const { check } = database();
+    const outcomes = await Promise.allSettled([check(RIGHT), check(WRONG)]);
+    expect(outcomes.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
+  });
+
+  test("is never in the words of the refusal", async () => {
+    const { check } = database();
+    await check(RIGHT);
+    const refusal = await check(WRONG).catch((thrown: unknown) => thrown as Error);
+    expect(refusal).toMatchObject({ message: expect.stringContaining("ENCRYPTION_KEY") });
+    expect(JSON.stringify(refusal)).not.toContain("another key,");
+  });
+});

@@ -1,0 +1,54 @@
+import { describe, expect, test } from "vitest";
+import { createJobObserver } from "../../src/adapters/telemetry/job-observer.ts";
+import { LucidError } from "../../src/core/errors.ts";
+import { createLog } from "../../src/telemetry/log.ts";
+import { createMetrics } from "../../src/telemetry/metrics.ts";
+
+function observed() {
+  const written: string[] = [];
+  const log = createLog({
+    level: "trace",
+    service: "session-processor",
+    version: "1.2.3",
+    destination: { write: (line: string) => void written.push(line) },
+  });
+  const metrics = createMetrics({ version: "1.2.3", queues: ["session-chunks", "session-control"] });
+  const lines = () => written.map((line) => JSON.parse(line) as Record<string, unknown>);
+  return { observer: createJobObserver(log, metrics), metrics, lines };
+}
+
+const OUTCOME = { queue: "session-chunks", jobId: "7", attempt: 1, seconds: 0.1 } as const;
+const INVALID = new LucidError("JOB_INVALID", "chunk_index must be an integer from 0 to 4294967295");
+
+describe("the line of a job that didn't go well", () => {
+  test.each([
+    ["chunk_failed", { ...OUTCOME, outcome: "failed" }],
+    ["job_failed", { ...OUTCOME, outcome: "failed", queue: "session-control" }],
+    ["job_retry", { ...OUTCOME, outcome: "retried" }],
+    ["job_released", { ...OUTCOME, outcome: "released" }],
+    ["chunk_kept", { ...OUTCOME, outcome: "completed" }],
+  ] as const)("%s has the error's own words, which name the field", (event, outcome) => {
+    const { observer, metrics, lines } = observed();
+    observer.onOutcome({ ...outcome, error: INVALID });
+    metrics.close();
+    expect(lines()).toMatchObject([{ event, err: { code: "JOB_INVALID", message: INVALID.message } }]);
+  });
+
+  test("has the frames of an unforeseen error, and not its text", () => {
+    const { observer, metrics, lines } = observed();
+    const error = new LucidError("INTERNAL", "unforeseen TypeError", { cause: new TypeError("plaintext") });
+    observer.onOutcome({ ...OUTCOME, outcome: "failed", error });
+    metrics.close();
+    expect(lines()).toMatchObject([
+      { err: { cause: { name: "TypeError" }, frames: expect.arrayContaining([expect.any(String)]) } },
+    ]);
+    expect(JSON.stringify(lines())).not.toContain("plaintext");
+  });
+
+  test("is absent for one that went well", () => {
+    const { observer, metrics, lines } = observed();
+    observer.onOutcome({ ...OUTCOME, outcome: "completed" });
+    metrics.close();
+    expect(lines()).toEqual([]);
+  });
+});
