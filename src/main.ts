@@ -1,4 +1,5 @@
 import type { KeyObject } from "node:crypto";
+import { setFlagsFromString } from "node:v8";
 import { createEventPublisher } from "./adapters/bullmq/event-publisher.ts";
 import { createChunkConsumer } from "./adapters/bullmq/chunk-consumer.ts";
 import { createControlConsumer } from "./adapters/bullmq/control-consumer.ts";
@@ -48,6 +49,8 @@ const CONNECT_PAUSE_MAX_MS = 2_000;
 const KEY_RING_CHECK_INTERVAL_MS = 10_000;
 /** Sweeps of replicas that started together must not stay together. */
 const SWEEP_JITTER = 0.2;
+/** How far garbage may take a heap beyond what was alive in it at the last collection (decision 12). */
+const HEAP_GROWTH_PERCENT = 75;
 /** After the deadline of the jobs, for connections to close; then the process ends as it is. */
 const CLOSE_GRACE_MS = 4_000;
 
@@ -57,6 +60,7 @@ const CLOSE_GRACE_MS = 4_000;
  */
 export async function runService(loaded: LoadedConfig): Promise<number> {
   const { config } = loaded;
+  setFlagsFromString(`--heap-growing-percent=${HEAP_GROWTH_PERCENT}`);
   const log = createLog({ level: config.log.level, service: SERVICE, version: VERSION });
   const queues = [QUEUE_CHUNKS, QUEUE_CONTROL, ...eventQueuesOf(config)];
   const metrics = createMetrics({ version: VERSION, queues });

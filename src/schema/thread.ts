@@ -59,6 +59,9 @@ const sealRequest = z.object({
   plainMacKey: bytesOf(32),
 }) satisfies z.ZodType<SealRequest>;
 
+/** Of small chunks, whose passing to a thread costs more than their sealing. */
+const sealManyRequest = z.object({ requests: z.array(sealRequest).min(1) });
+
 const openRequest = z.object({
   ...place,
   codec,
@@ -79,6 +82,7 @@ const pingRequest = z.strictObject({});
 /** What a CPU thread does, without the number that the pool adds. */
 export const threadTask = z.discriminatedUnion("kind", [
   z.object({ kind: z.literal("seal"), request: sealRequest }),
+  z.object({ kind: z.literal("seal-many"), request: sealManyRequest }),
   z.object({ kind: z.literal("open"), request: openRequest }),
   z.object({ kind: z.literal("derive"), request: deriveRequest }),
   z.object({ kind: z.literal("ping"), request: pingRequest }),
@@ -105,6 +109,7 @@ const sealedChunk = z.object({
 
 const results = {
   seal: sealedChunk,
+  "seal-many": z.object({ chunks: z.array(sealedChunk) }),
   open: z.object({ payload: ownBytes }) satisfies z.ZodType<OpenedChunk>,
   derive: z.object({ key: bytesOf(32) }),
   ping: z.strictObject({}),
@@ -123,6 +128,7 @@ export const threadReply = z.union([
   z.object({ state: z.literal("ready") }),
   z.object({ state: z.literal("failed"), id: z.int(), code: errorCode, message: z.string() }),
   done("seal"),
+  done("seal-many"),
   done("open"),
   done("derive"),
   done("ping"),

@@ -142,6 +142,41 @@ describe("the kernel in CPU threads", () => {
   });
 });
 
+describe("small chunks, which go to a thread together", () => {
+  const small = (at: number, first = at) => sealRequest(at, new Uint8Array(100).fill(first, 0, 1));
+
+  it("a chunk that can't be sealed fails alone", async () => {
+    const threads = cpuThreads({ threads: 1 });
+    const bad = threads.seal({ ...small(0), declaredBlake3: new Uint8Array(32) });
+    const good = Array.from({ length: 20 }, (_, at) => threads.seal(small(at + 1)));
+    await expect(bad).rejects.toThrow(withCode("PAYLOAD_DIGEST_MISMATCH"));
+    expect((await Promise.all(good)).map((chunk) => chunk.originalLength)).toEqual(Array(20).fill(100));
+    expect(threads.replaced).toBe(0);
+  });
+
+  it("a chunk that ends its thread fails alone, and the others are sealed by the next one", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });
+    const good = Array.from({ length: 10 }, (_, at) => threads.seal(small(at)));
+    const bad = threads.seal(small(10, 0xff));
+    await expect(bad).rejects.toThrow(withCode("THREAD_CRASHED"));
+    expect(new Set((await Promise.all(good)).map(({ leafHash }) => toHex(leafHash))).size).toBe(10);
+    // Once with all the others, once alone.
+    expect(threads.replaced).toBe(2);
+  });
+
+  it("a cancelled one is answered at once, and so is one after the end", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: STILLBORN_URL });
+    const cancel = new AbortController();
+    const waiting = threads.seal(small(0), cancel.signal);
+    cancel.abort(new LucidError("PAYLOAD_MISSING", "any reason of the caller"));
+    await expect(waiting).rejects.toThrow(withCode("PAYLOAD_MISSING"));
+    const left = Promise.allSettled([threads.seal(small(1))]);
+    await threads.close();
+    expect(await left).toMatchObject([{ status: "rejected", reason: { code: "SHUTTING_DOWN" } }]);
+    await expect(threads.seal(small(2))).rejects.toThrow(withCode("SHUTTING_DOWN"));
+  });
+});
+
 describe("order and bounds", () => {
   it("takes jobs first come first served, and counts what waits and runs", async () => {
     const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });

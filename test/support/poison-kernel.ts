@@ -1,7 +1,11 @@
 import { parentPort } from "node:worker_threads";
+import { sealChunk } from "../../src/core/kernel.ts";
 import type { ThreadJob, ThreadReply } from "../../src/schema/thread.ts";
 
-// Speaks the CPU threads' protocol and misbehaves on request: a `derive` task's password says how.
+// Speaks the CPU threads' protocol and misbehaves on request: a `derive` task's password says how, and a chunk of a
+// `seal-many` task that begins with POISON_BYTE ends it.
+
+const POISON_BYTE = 0xff;
 
 const port = parentPort;
 if (port === null) throw new Error("runs as a worker thread only");
@@ -37,6 +41,11 @@ port.on("message", ({ id, task }: ThreadJob) => {
     port.postMessage({ state: "done", id, kind: "derive", result } satisfies ThreadReply);
     // After the answer, which is on its way: the thread looks idle.
     if (task.request.password === "hang when idle") for (;;);
+  } else if (task.kind === "seal-many") {
+    const { requests } = task.request;
+    if (requests.some(({ payload }) => payload[0] === POISON_BYTE)) process.exit(3);
+    const result = { chunks: requests.map((request) => sealChunk(request, () => 0)) };
+    port.postMessage({ state: "done", id, kind: "seal-many", result } satisfies ThreadReply);
   } else {
     port.postMessage({ state: "done", id, kind: "ping", result: {} } satisfies ThreadReply);
   }

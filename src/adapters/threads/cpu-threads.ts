@@ -1,12 +1,16 @@
 import { LucidError } from "../../core/errors.ts";
 import type { OpenedChunk, OpenRequest, SealedChunk, SealRequest } from "../../core/kernel.ts";
 import type { ThreadReply, ThreadResults, ThreadTask, ThreadTaskKind } from "../../schema/thread.ts";
+import { coalesce } from "../coalesce.ts";
 import { CpuThread } from "./cpu-thread.ts";
 import { portableTask } from "./portable-task.ts";
 
 const KERNEL_URL = new URL("../../../workers/kernel.ts", import.meta.url);
 /** Far above MAX_WORKERS' 50 jobs at a time: reached only if a caller forgets to wait. */
 const QUEUED_MAX = 1_024;
+/** Chunks up to this size go to a thread together: the message costs more than the work in it. */
+const GATHERED_PAYLOAD_BYTES_MAX = 16 * 1024;
+const GATHERED_ITEMS_MAX = 16;
 const PING_MS_MAX = 5_000;
 /** The first replacement is made at once; without a finished job in between, each next one waits twice as long. */
 const RESTART_DELAY_MS = 100;
@@ -66,6 +70,7 @@ export class CpuThreads {
   readonly #options: CpuThreadsOptions;
   readonly #slots: readonly Slot[];
   readonly #waiting: Job[] = [];
+  readonly #sealGathered: (request: SealRequest) => Promise<SealedChunk>;
   /** Threads on their way out; `close` waits for them. */
   readonly #ending = new Set<Promise<void>>();
   #nextId = 0;
@@ -83,10 +88,16 @@ export class CpuThreads {
       restartTimer: undefined,
       deaths: 0,
     }));
+    // A thread that dies, or a chunk that can't be sealed, fails all that went with it; then each is sent alone.
+    this.#sealGathered = coalesce({
+      lanes: options.threads,
+      itemsMax: GATHERED_ITEMS_MAX,
+      send: (requests) => this.#sealMany(requests),
+    });
     for (const slot of this.#slots) this.#start(slot);
   }
 
-  /** Jobs that wait for a thread. */
+  /** Jobs that wait for a thread; what is sealed together is one. */
   get queued(): number {
     return this.#waiting.length;
   }
@@ -101,9 +112,15 @@ export class CpuThreads {
     return this.#replaced;
   }
 
-  /** Takes `request.payload` over: its buffer may be transferred and is then empty for the caller. Errors of sealChunk, `run`. */
+  /**
+   * Takes `request.payload` over: its buffer may be transferred and is then empty for the caller. Errors of sealChunk, `run`. Small
+   * chunks are sealed together.
+   */
   seal(request: SealRequest, signal?: AbortSignal): Promise<SealedChunk> {
-    return this.run({ kind: "seal", request }, { signal });
+    if (request.payload.byteLength > GATHERED_PAYLOAD_BYTES_MAX) {
+      return this.run({ kind: "seal", request }, { signal });
+    }
+    return untilAborted(signal, () => this.#sealGathered(request));
   }
 
   /** Takes `request.blob` over, as `seal` does the payload. Errors of openChunk, `run`. */
@@ -160,6 +177,11 @@ export class CpuThreads {
   close(): Promise<void> {
     this.#closing ??= this.#endAll();
     return this.#closing;
+  }
+
+  async #sealMany(requests: readonly SealRequest[]): Promise<readonly SealedChunk[]> {
+    const { chunks } = await this.run({ kind: "seal-many", request: { requests: [...requests] } });
+    return chunks;
   }
 
   #pingSlot(slot: Slot): Promise<unknown> {
@@ -291,6 +313,22 @@ function restartDelayMs(deaths: number): number {
 
 function closed(): LucidError {
   return new LucidError("SHUTTING_DOWN", "CPU threads are closed");
+}
+
+/** What `work` does goes on after the signal; its result is dropped. */
+async function untilAborted<Result>(
+  signal: AbortSignal | undefined,
+  work: () => Promise<Result>,
+): Promise<Result> {
+  if (signal?.aborted === true) throw cancelled(signal);
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  const onAbort = (): void => reject(cancelled(signal));
+  signal?.addEventListener("abort", onAbort, { once: true });
+  try {
+    return await Promise.race([work(), aborted]);
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+  }
 }
 
 function cancelled(signal: AbortSignal | undefined): LucidError {

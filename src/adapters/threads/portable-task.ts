@@ -18,6 +18,11 @@ export function portableTask(task: ThreadTask): PortableTask {
       const request = portableSeal(task.request);
       return { task: { kind: "seal", request }, transfer: [request.payload.buffer] };
     }
+    case "seal-many": {
+      // Copied, so that what a dying thread takes along can be sent again, each alone.
+      const requests = task.request.requests.map(portableSeal);
+      return { task: { kind: "seal-many", request: { requests } }, transfer: [] };
+    }
     case "open": {
       const request = portableOpen(task.request);
       return { task: { kind: "open", request }, transfer: [request.blob.buffer] };
