@@ -2,10 +2,10 @@ import { type Command, Option } from "commander";
 import { createProducer } from "../adapters/bullmq/producer.ts";
 import { createSystemClock } from "../adapters/system/clock.ts";
 import { loadProcessConfig } from "../config.ts";
-import { sessionId } from "../core/ids.ts";
+import type { SessionId } from "../core/ids.ts";
 import { MANIFEST_TYPES } from "../core/manifest/names.ts";
+import { parseCountFromOne, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
-import { parseCount } from "./enqueue.ts";
 import { openStores } from "./open-stores.ts";
 
 interface FinalizeFlags {
@@ -19,15 +19,15 @@ interface FinalizeFlags {
 
 export function finalizeCommand(): Command {
   return newCommand("finalize", "say how many chunks a session has, so that it is sealed when all are in")
-    .argument("<session>", "session id")
-    .option("--chunks <count>", "number of chunks (default: those in the tree now)", parseCount)
+    .argument("<session>", "session id", parseSession)
+    .option("--chunks <count>", "number of chunks (default: those in the tree now)", parseCountFromOne)
     .option("--owner <address>", "owner address for the manifest")
     .addOption(
       new Option("--type <type>", "manifest type").choices([...MANIFEST_TYPES]).default("session_recording"),
     )
     .option("--started-at <time>", "ISO 8601")
     .option("--ended-at <time>", "ISO 8601")
-    .action((session: string, flags: FinalizeFlags) =>
+    .action((session: SessionId, flags: FinalizeFlags) =>
       perform(flags.json, async (output, signal) => {
         const needs = flags.chunks === undefined ? (["redis", "mongodb"] as const) : (["redis"] as const);
         const { config } = loadProcessConfig({ needs: [...needs] });
@@ -53,7 +53,7 @@ export function finalizeCommand(): Command {
         } finally {
           await producer.close();
         }
-        output.result(
+        await output.result(
           { session_id: session, chunk_count: count },
           `queued: ${session} is sealed when its ${count} chunks are in; see session-processor status ${session}`,
         );
@@ -62,10 +62,10 @@ export function finalizeCommand(): Command {
     );
 }
 
-async function chunksInTree(mongodbUrl: string, session: string): Promise<number> {
+async function chunksInTree(mongodbUrl: string, session: SessionId): Promise<number> {
   const stores = await openStores(mongodbUrl);
   try {
-    return (await stores.sessions.find(sessionId(session)))?.tree.size ?? 0;
+    return (await stores.sessions.find(session))?.tree.size ?? 0;
   } finally {
     await stores.close();
   }

@@ -3,8 +3,9 @@ import type { Command } from "commander";
 import { createQueueStats } from "../adapters/bullmq/queue-stats.ts";
 import { type Config, loadProcessConfig } from "../config.ts";
 import { LucidError } from "../core/errors.ts";
-import { sessionId } from "../core/ids.ts";
+import type { SessionId } from "../core/ids.ts";
 import { QUEUE_CHUNKS, QUEUE_CONTROL } from "../schema/job.ts";
+import { parseSession } from "./arguments.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { openStores } from "./open-stores.ts";
 import { formatTable, type Output } from "./output.ts";
@@ -17,8 +18,8 @@ const CONNECT_DEADLINE_MS = 5_000;
 
 export function statusCommand(): Command {
   return newCommand("status", "show the queues, or how far a session is")
-    .argument("[session]", "session id")
-    .action((session: string | undefined, { json }: { json?: boolean }) =>
+    .argument("[session]", "session id", parseSession)
+    .action((session: SessionId | undefined, { json }: { json?: boolean }) =>
       perform(json, async (output) =>
         session === undefined
           ? queueStatus(output, loadProcessConfig({ needs: ["redis"] }).config)
@@ -40,7 +41,7 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
       await sleep(CONNECT_POLL_MS);
     }
     const queues = await stats.read();
-    output.result(
+    await output.result(
       {
         queues: queues.map(({ queue, depth, oldestWaitingSeconds }) => ({
           queue,
@@ -62,8 +63,7 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
   }
 }
 
-async function sessionStatus(output: Output, config: Config, text: string): Promise<number> {
-  const session = sessionId(text);
+async function sessionStatus(output: Output, config: Config, session: SessionId): Promise<number> {
   const stores = await openStores(config.mongodb.url.reveal());
   try {
     const record = await stores.sessions.find(session);
@@ -75,7 +75,7 @@ async function sessionStatus(output: Output, config: Config, text: string): Prom
     const id = manifestIdOf(record);
     const manifest = id === undefined ? undefined : await stores.manifests.find(id);
     const report = sessionReport({ record, later, manifest });
-    output.result(report.json, report.text);
+    await output.result(report.json, report.text);
     return report.healthy ? 0 : EXIT_FAILURE;
   } finally {
     await stores.close();

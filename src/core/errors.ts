@@ -60,6 +60,7 @@ export const ERROR_DISPOSITIONS = {
   SERVICE_REJECTED: "unrecoverable",
   // The process itself.
   CONFIG_INVALID: "fatal",
+  OUTPUT_FAILED: "fatal",
   LOCAL_SERVER_UNAVAILABLE: "fatal",
   INTERNAL: "retryable",
 } as const satisfies Record<string, ErrorDisposition>;

@@ -232,11 +232,27 @@ export class ClosingCheck {
     stored: Uint8Array,
     bytesMax: number,
   ): Promise<void> {
-    const file = await folder.read(name, bytesMax);
+    const file = await this.#readFile(folder, name, bytesMax);
+    if (file === "no file") return;
     if (file === undefined) await this.#fileMissing(name, stored);
     else if (!same(file, stored)) {
       const problem = "it has other bytes than the document that it was written from";
       this.#add({ kind: "file-differs", place: { what: "file", name }, problem });
+    }
+  }
+
+  /** What has the name and isn't a regular file is reported, once and here. */
+  async #readFile(
+    folder: ManifestFolder,
+    name: string,
+    bytesMax: number,
+  ): Promise<Uint8Array | "no file" | undefined> {
+    try {
+      return await folder.read(name, bytesMax);
+    } catch (thrown) {
+      const problem = noFileProblem(thrown);
+      this.#add({ kind: "file-differs", place: { what: "file", name }, problem });
+      return "no file";
     }
   }
 
@@ -256,7 +272,11 @@ export class ClosingCheck {
       return;
     }
     await witness.lines.finish(this.#facts.session.tree.size);
-    const { differing } = witness.lines;
+    const { differing, problem: noFile } = witness.lines;
+    if (noFile !== undefined) {
+      this.#add({ kind: "file-differs", place: { what: "file", name }, problem: noFile });
+      return;
+    }
     if (differing.length === 0 && (isOfManifest || manifest === undefined)) return;
     const fileIsSigned = manifest !== undefined && (await this.#isSignedFile(name, manifest));
     if (fileIsSigned) {
@@ -326,7 +346,8 @@ export class ClosingCheck {
     manifest: Manifest | undefined,
   ): Promise<void> {
     const { anchor, anchoredEvent } = this.#facts.session;
-    const bytes = await folder.read(name, ANCHOR_FILE_BYTES_MAX);
+    const bytes = await this.#readFile(folder, name, ANCHOR_FILE_BYTES_MAX);
+    if (bytes === "no file") return;
     if (bytes === undefined) {
       // Written before the event is sent.
       if (anchoredEvent === "sent") await this.#fileMissing(name, undefined);
@@ -423,6 +444,8 @@ export class ManifestWitness implements ChunkWitness {
 /** The chunks file, read along with the documents, a block at a time. */
 class ChunksFileComparison {
   readonly differing: number[] = [];
+  /** Why it isn't a file at all. */
+  problem: string | undefined;
   readonly #lines: AsyncGenerator<string>;
   #nextIndex = 0;
 
@@ -450,13 +473,25 @@ class ChunksFileComparison {
 
   async #next(): Promise<string | undefined> {
     this.#nextIndex += 1;
-    const next: IteratorResult<string, unknown> = await this.#lines.next();
-    return next.done === true ? undefined : next.value;
+    try {
+      const next: IteratorResult<string, unknown> = await this.#lines.next();
+      return next.done === true ? undefined : next.value;
+    } catch (thrown) {
+      this.problem = noFileProblem(thrown);
+      return undefined;
+    }
   }
 
   #differs(index: number): void {
     if (this.differing.length < LINES_NAMED_MAX) this.differing.push(index);
   }
+}
+
+/** The message of MANIFEST_INVALID, with which a folder reports what isn't a regular file; all else is thrown on. */
+function noFileProblem(thrown: unknown): string {
+  const { code, message } = asLucidError(thrown);
+  if (code !== "MANIFEST_INVALID") throw thrown;
+  return message;
 }
 
 async function* textLines(blocks: AsyncIterable<Uint8Array>): AsyncGenerator<string> {

@@ -16,8 +16,8 @@ function resultOf({ code, stdout, stderr }: ProgramResult): unknown {
   return JSON.parse(stdout);
 }
 
-function failureOf({ code, stdout, stderr }: ProgramResult): unknown {
-  expect({ code, stdout }).toEqual({ code: EXIT_FAILURE, stdout: "" });
+function failureOf({ code, stdout, stderr }: ProgramResult, exitCode: number): unknown {
+  expect({ code, stdout }).toEqual({ code: exitCode, stdout: "" });
   return (JSON.parse(stderr) as { error: unknown }).error;
 }
 
@@ -70,7 +70,7 @@ describe("the commands", () => {
     expect(last).toMatchObject({ code: 0, stdout: "from standard input" });
   });
 
-  test("fail with 1 and a code on stderr, as an object with --json, and print no result", async () => {
+  test("fail with 1, or 2 for wrong usage, and a code on stderr, as an object with --json, and print no result", async () => {
     const deployment = new Deployment(servers);
     const run = (args: readonly string[], env: NodeJS.ProcessEnv = {}) =>
       runProgram(args, { env: { ...deployment.env, ...env }, cwd: deployment.folder });
@@ -78,9 +78,9 @@ describe("the commands", () => {
     writeFileSync(empty, "");
     const cases: readonly (readonly [string, readonly string[], NodeJS.ProcessEnv?])[] = [
       ["SESSION_UNKNOWN", ["status", "sess-nobody"]],
-      ["JOB_INVALID", ["finalize", "sess-1", "--chunks", "0"]],
+      ["JOB_INVALID", ["finalize", "sess-1", "--chunks", "1", "--started-at", "noon"]],
       ["PAYLOAD_EMPTY", ["enqueue", "sess-1", empty]],
-      ["CONFIG_INVALID", ["enqueue", "sess-1", empty, "--chunk-size", "0"]],
+      ["CONFIG_INVALID", ["enqueue", "sess-1", empty, "--chunk-size", "9999999"]],
       ["CONFIG_INVALID", ["restore", "sess-1"]],
       ["CONFIG_INVALID", ["demo", "no-such-file"]],
       ["CONFIG_INVALID", ["status"], { REDIS_URL: "nonsense" }],
@@ -89,7 +89,11 @@ describe("the commands", () => {
     ];
     const failing = cases.map(async ([code, args, env]) => {
       const result = await run([...args, "--json"], env);
-      expect(failureOf(result), args.join(" ")).toMatchObject({ code, message: expect.any(String) });
+      const exitCode = code === "CONFIG_INVALID" || code === "JOB_INVALID" ? EXIT_USAGE : EXIT_FAILURE;
+      expect(failureOf(result, exitCode), args.join(" ")).toMatchObject({
+        code,
+        message: expect.any(String),
+      });
       expect(result.stderr).not.toContain("    at ");
     });
     await Promise.all(failing);
@@ -107,6 +111,9 @@ describe("the commands", () => {
       ["enqueue", "s", "f", "--no-such-option"],
       ["enqueue", "s", "f", "--first-index", "minus"],
       ["finalize", "s", "--type", "no-such-type"],
+      ["finalize", "s", "--chunks", "0"],
+      ["enqueue", "s", "f", "--chunk-size", "0"],
+      ["status", "no such id"],
     ];
     const refusing = wrong.map(async (args) => {
       const { code, stdout, stderr } = await run(args);
