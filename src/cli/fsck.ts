@@ -186,13 +186,22 @@ function findingJson({ kind, severity, session, place, problem, action, repaired
 
 function reportText(report: FsckReport, session: string | undefined): string {
   const { findings, omitted, worst, sessions, chunks, blobs } = report;
-  const checked = `${session ?? `${sessions} sessions`}, ${chunks} chunks, blobs ${blobs}`;
-  const counts = (["error", "warning", "info"] as const).map(
-    (severity) => `${findings.filter((finding) => finding.severity === severity).length} ${severity}s`,
-  );
+  const read = blobs === "present" ? "blobs present (--data reads them)" : `blobs ${blobs}`;
+  const checked = `${session ?? counted(sessions, "session")}, ${counted(chunks, "chunk")}, ${read}`;
+  const left = findings.filter(({ repaired }) => repaired === undefined);
+  const counts = [
+    ...(["error", "warning", "info"] as const).map((severity) =>
+      counted(left.filter((finding) => finding.severity === severity).length, severity),
+    ),
+    ...(left.length === findings.length ? [] : [`${findings.length - left.length} repaired`]),
+  ];
   const more = omitted === 0 ? "" : `, and ${omitted} more that are not listed`;
   const summary = worst === "clean" ? `clean: ${checked}` : `${counts.join(", ")}${more}; checked ${checked}`;
   return [...findings.flatMap(findingText), summary].join("\n");
+}
+
+function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 function findingText({
