@@ -4,11 +4,13 @@ import { type ChunkToEnqueue, createProducer, type PayloadPlace } from "../adapt
 import { createFilePayloadStore } from "../adapters/file/payload-store.ts";
 import { createSystemClock } from "../adapters/system/clock.ts";
 import { loadProcessConfig } from "../config.ts";
+import { levelFor } from "../core/compress/codec.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import { CODECS } from "../schema/job.ts";
 import { parseCount, parseCountFromOne, parseIndex, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
+import { foresee, type SessionForesight } from "./foreseen.ts";
 import { unreadable } from "./files.ts";
 import { formatBytes, untilAborted } from "./output.ts";
 import { openInput, splitStream } from "./split-file.ts";
@@ -35,14 +37,21 @@ export function enqueueCommand(): Command {
         .default("redis"),
     )
     .addOption(new Option("--algorithm <codec>", "compression of these chunks").choices([...CODECS]))
-    .option("--level <level>", "compression level of --algorithm", parseCount)
+    .option(
+      "--level <level>",
+      "compression level of --algorithm: zstd 1–22, brotli 0–11, others 0",
+      parseCount,
+    )
     .option("--finalize", "also finalize the session with the number of chunks")
     .action((session: SessionId, file: string, flags: EnqueueFlags) =>
       perform(flags.json, async (output, signal) => {
         if (flags.level !== undefined && flags.algorithm === undefined) {
           throw new LucidError("CONFIG_INVALID", "--level needs --algorithm");
         }
-        const { config } = loadProcessConfig({ needs: ["redis"] });
+        // As the worker would refuse it, for each chunk.
+        if (flags.algorithm !== undefined) levelFor(flags.algorithm, flags.level);
+        const loaded = loadProcessConfig({ needs: ["redis"] });
+        const { config } = loaded;
         const chunkBytes = flags.chunkSize ?? config.limits.chunkBytesMax;
         if (chunkBytes > config.limits.chunkBytesMax) {
           throw new LucidError(
@@ -51,6 +60,8 @@ export function enqueueCommand(): Command {
           );
         }
         const size = await sizeOf(file);
+        const total = size === undefined ? 0 : Math.ceil(size / chunkBytes);
+        const foreseen = await foresee(loaded, session, output);
         const producer = createProducer({
           url: config.redis.url.reveal(),
           prefix: config.queues.prefix,
@@ -61,21 +72,35 @@ export function enqueueCommand(): Command {
           signal,
           onError: () => undefined,
         });
-        const total = size === undefined ? 0 : Math.ceil(size / chunkBytes);
         const bar = output.progress(`enqueue ${session}`, total, "chunks");
         let added = 0;
         try {
+          // Before anything is queued, where the file's length tells how many there will be.
+          if (size !== undefined && total > 0) {
+            const last = flags.firstIndex + total - 1;
+            await foreseen.checkChunk(last, size - (total - 1) * chunkBytes);
+            if (flags.finalize) await foreseen.checkCount(last + 1);
+          }
           const chunks = toChunks(
             session,
             splitStream(untilAborted(openInput(file), signal), chunkBytes),
             flags,
           );
-          const result = await producer.enqueueAll(chunks, () => bar.update(++added));
+          const result = await producer.enqueueAll(possible(chunks, foreseen), () => bar.update(++added));
           const chunkCount = flags.firstIndex + result.chunks;
-          if (flags.finalize) await producer.finalize({ session_id: session, chunk_count: chunkCount });
+          if (flags.finalize) {
+            await foreseen.checkCount(chunkCount);
+            await producer.finalize({ session_id: session, chunk_count: chunkCount });
+          }
           bar.stop();
           await output.result(
-            { session_id: session, ...result, chunk_count: chunkCount, finalized: flags.finalize ?? false },
+            {
+              session_id: session,
+              ...result,
+              chunk_count: chunkCount,
+              finalized: flags.finalize ?? false,
+              session_checked: foreseen.checked,
+            },
             `queued ${result.chunks} chunks, ${formatBytes(result.bytes)}; ` +
               (flags.finalize
                 ? "the session will be sealed when they are done"
@@ -84,10 +109,21 @@ export function enqueueCommand(): Command {
           return 0;
         } finally {
           bar.stop();
+          await foreseen.close();
           await producer.close();
         }
       }),
     );
+}
+
+async function* possible(
+  chunks: AsyncIterable<ChunkToEnqueue>,
+  foreseen: SessionForesight,
+): AsyncGenerator<ChunkToEnqueue> {
+  for await (const chunk of chunks) {
+    await foreseen.checkChunk(chunk.index, chunk.bytes.byteLength);
+    yield chunk;
+  }
 }
 
 async function* toChunks(
