@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
-import { createQueueStats } from "../adapters/bullmq/queue-stats.ts";
+import { createQueueStats, type QueueFailures } from "../adapters/bullmq/queue-stats.ts";
 import { type Config, loadProcessConfig } from "../config.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
@@ -40,20 +40,23 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
     while (!stats.connected && performance.now() < deadlineMs) {
       await sleep(CONNECT_POLL_MS);
     }
-    const queues = await stats.read();
+    const [queues, failures] = await Promise.all([stats.read(), stats.failures()]);
+    const failuresOf = (name: string): QueueFailures =>
+      failures.find(({ queue }) => queue === name) ?? { queue: name, lookedAt: 0, codes: [] };
     await output.result(
       {
         queues: queues.map(({ queue, depth, oldestWaitingSeconds }) => ({
           queue,
           ...depth,
           oldest_waiting_seconds: oldestWaitingSeconds,
+          failed_codes: Object.fromEntries(failuresOf(queue).codes),
         })),
       },
       formatTable(
         queues.map(({ queue, depth, oldestWaitingSeconds }) => [
           queue,
           `${depth.waiting} waiting (oldest ${oldestWaitingSeconds.toFixed(0)} s), ${depth.active} active, ` +
-            `${depth.delayed} delayed, ${depth.failed} failed`,
+            `${depth.delayed} delayed, ${depth.failed} failed${failedText(depth.failed, failuresOf(queue))}`,
         ]),
       ),
     );
@@ -61,6 +64,13 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
   } finally {
     await stats.close();
   }
+}
+
+/** docs/errors.md says of each code what to do. */
+function failedText(failed: number, { lookedAt, codes }: QueueFailures): string {
+  if (codes.length === 0) return "";
+  const text = codes.map(([code, count]) => `${code} ${count}`).join(", ");
+  return failed > lookedAt ? ` (the newest ${lookedAt}: ${text})` : ` (${text})`;
 }
 
 async function sessionStatus(output: Output, config: Config, session: SessionId): Promise<number> {

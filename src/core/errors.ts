@@ -67,6 +67,10 @@ export const ERROR_DISPOSITIONS = {
 
 export type ErrorCode = keyof typeof ERROR_DISPOSITIONS;
 
+export function isErrorCode(text: string): text is ErrorCode {
+  return Object.hasOwn(ERROR_DISPOSITIONS, text);
+}
+
 /**
  * The one error class. `message` says what is wrong and what to do, and never holds a secret, plaintext,
  * a payload or a driver's text; what the driver said stays in `cause`, which is not logged or stored.

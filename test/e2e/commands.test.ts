@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { Deployment, payloadOf, untilSealed } from "../support/deployment.ts";
 import { testServers } from "../support/servers.ts";
-import { type ProgramResult, runProgram } from "../support/worker-process.ts";
+import { type ProgramResult, runProgram, until } from "../support/worker-process.ts";
 
 const servers = testServers();
 
@@ -38,6 +38,7 @@ describe("the commands", () => {
       bytes: content.byteLength,
       chunk_count: 3,
       finalized: false,
+      session_checked: true,
     });
     const more = ["enqueue", id, "-", "--first-index", "3", "--store", "inline", "--algorithm", "brotli"];
     expect(resultOf(await run([...more, "--json"], "from standard input"))).toMatchObject({
@@ -51,6 +52,7 @@ describe("the commands", () => {
     expect(resultOf(await run(["finalize", id, "--chunks", "4", "--json"]))).toEqual({
       session_id: id,
       chunk_count: 4,
+      session_checked: true,
     });
 
     await deployment.readyWorker();
@@ -68,6 +70,35 @@ describe("the commands", () => {
     expect(Buffer.compare(readFileSync(output), expected)).toBe(0);
     const last = await run(["restore", id, "--from", "3"]);
     expect(last).toMatchObject({ code: 0, stdout: "from standard input" });
+
+    // What can only become a dead letter isn't queued.
+    const doomed: readonly (readonly [string, readonly string[]])[] = [
+      ["SESSION_SEALED", ["enqueue", id, input, "--first-index", "4"]],
+      ["SESSION_SEALED", ["enqueue", id, input, "--chunk-size", "10000"]],
+      ["CHUNK_CONFLICT", ["enqueue", id, input, "--chunk-size", "250001"]],
+      ["FINALIZE_COUNT_CONFLICT", ["enqueue", id, input, "--chunk-size", "100000", "--finalize"]],
+      ["FINALIZE_COUNT_CONFLICT", ["finalize", id, "--chunks", "5"]],
+      ["SESSION_UNKNOWN", ["finalize", `${id}-other`]],
+    ];
+    for (const [code, args] of doomed) {
+      expect(failureOf(await run([...args, "--json"]), EXIT_FAILURE), args.join(" ")).toMatchObject({ code });
+    }
+    const repeated = await run(["enqueue", id, input, "--chunk-size", "100000", "--json"]);
+    expect(resultOf(repeated)).toMatchObject({ chunks: 3 });
+    const withoutDatabase = await runProgram(["finalize", id, "--chunks", "5"], {
+      env: { ...deployment.env, MONGODB_URL: "" },
+      cwd: deployment.folder,
+    });
+    expect(withoutDatabase).toMatchObject({
+      code: 0,
+      stderr: expect.stringContaining("MONGODB_URL is not set: not checked") as unknown,
+    });
+    const failed = async (): Promise<boolean> => {
+      const { queues } = resultOf(await run(["status", "--json"])) as { queues: { failed_codes: object }[] };
+      return queues.some((queue) => "FINALIZE_COUNT_CONFLICT" in queue.failed_codes);
+    };
+    await until("status shows the code of the dead letter", failed, 30_000, 500);
+    expect((await run(["status"])).stdout).toMatch(/1 failed \(FINALIZE_COUNT_CONFLICT 1\)/);
   });
 
   test("fail with 1, or 2 for wrong usage, and a code on stderr, as an object with --json, and print no result", async () => {
@@ -78,6 +109,7 @@ describe("the commands", () => {
     writeFileSync(empty, "");
     const cases: readonly (readonly [string, readonly string[], NodeJS.ProcessEnv?])[] = [
       ["SESSION_UNKNOWN", ["status", "sess-nobody"]],
+      ["JOB_INVALID", ["enqueue", "sess-1", empty, "--algorithm", "brotli", "--level", "12"]],
       ["JOB_INVALID", ["finalize", "sess-1", "--chunks", "1", "--started-at", "noon"]],
       ["PAYLOAD_EMPTY", ["enqueue", "sess-1", empty]],
       ["CONFIG_INVALID", ["enqueue", "sess-1", empty, "--chunk-size", "9999999"]],
