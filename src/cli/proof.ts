@@ -115,7 +115,7 @@ async function give(
     await writeOutputFile(file, utf8(text), { force: force ?? false, mode: PUBLIC_FILE_MODE });
     await output.result(
       { format, file: resolve(file) },
-      `proof written to ${file}; check it with: ${checkWith(file, format)}`,
+      `proof written to ${file}; check it with: ${checkWith(file, format, text)}`,
     );
   } else if (json === true && format === "tlog") {
     await output.result({ format, proof: text }, "");
@@ -125,8 +125,19 @@ async function give(
   }
 }
 
-/** What is missing in it, nobody but the auditor has: the pinned key, and a signed head of the proof's size. */
-function checkWith(file: string, format: ProofFlags["format"]): string {
-  const head = format === "tlog" ? "" : " --manifest MANIFEST";
-  return `session-processor verify-proof ${shellWord(file)}${head} --key PUBLIC_KEY`;
+/** What is in capitals nobody but the auditor has: the pinned key, and a signed head of each of the proof's sizes. */
+function checkWith(file: string, format: ProofFlags["format"], text: string): string {
+  const heads =
+    format === "tlog"
+      ? ""
+      : sizesOf(text)
+          .map((size) => ` --checkpoint SIGNED_AT_${size}`)
+          .join("");
+  const orManifest = heads === "" ? "" : " (or --manifest, where one has that size)";
+  return `session-processor verify-proof ${shellWord(file)}${heads} --key PUBLIC_KEY${orManifest}`;
+}
+
+function sizesOf(json: string): readonly number[] {
+  const { tree_size, size1, size2 } = JSON.parse(json) as Record<string, number | undefined>;
+  return [...new Set([tree_size, size1, size2])].filter((size) => size !== undefined);
 }

@@ -1,4 +1,3 @@
-#!/usr/bin/env -S node --max-semi-space-size=8
 import { Command } from "commander";
 import { VERSION } from "../version.ts";
 import { EXIT_USAGE } from "./command.ts";

@@ -40,6 +40,9 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
     while (!stats.connected && performance.now() < deadlineMs) {
       await sleep(CONNECT_POLL_MS);
     }
+    if (!stats.connected) {
+      throw new LucidError("QUEUE_UNAVAILABLE", "Redis does not answer: check that it runs, and REDIS_URL");
+    }
     const [queues, failures] = await Promise.all([stats.read(), stats.failures()]);
     const failuresOf = (name: string): QueueFailures =>
       failures.find(({ queue }) => queue === name) ?? { queue: name, lookedAt: 0, codes: [] };

@@ -9,6 +9,7 @@ import {
   type HeadVerdict,
   headOfCheckpoint,
   headOfManifest,
+  type ProofRefusal,
   type ProofVerdict,
   verifyJsonProof,
   verifyTextProof,
@@ -130,8 +131,44 @@ function headJson({ sessionId, size, root, hashAlgorithm }: Checkpoint): object 
   return { session_id: sessionId, tree_size: size, root_hash: toHex(root), hash_algorithm: hashAlgorithm };
 }
 
-async function reportRefusal(output: Output, file: string | undefined, reason: string): Promise<number> {
+async function reportRefusal(
+  output: Output,
+  file: string | undefined,
+  reason: ProofRefusal,
+): Promise<number> {
   const what = file === undefined ? "the proof" : file;
-  await output.result({ verified: false, file: file ?? null, reason }, `REFUSED: ${what}: ${reason}`);
+  await output.result(
+    { verified: false, file: file ?? null, reason },
+    `REFUSED: ${what}: ${REFUSAL_WORDS[reason]} [${reason}]`,
+  );
   return EXIT_FAILURE;
 }
+
+const REFUSAL_WORDS: Readonly<Record<ProofRefusal, string>> = {
+  malformed: "it doesn't have the form of docs/formats.md, byte for byte",
+  "size-zero": "it is of an empty tree, in which nothing is",
+  "size-out-of-range": "its tree has more leaves than there can be",
+  "index-beyond-size": "its index isn't in a tree of that size",
+  "sizes-reversed": "the tree that it says came first is the larger one",
+  "hash-length": "one of its hashes doesn't have 32 bytes",
+  "path-length": "its path doesn't have the length that index and size ask for",
+  "root-mismatch": "its path doesn't lead to the root: leaf, path or root was changed",
+  "not-the-trusted-root": "its root isn't the signed one of that size",
+  "not-the-expected-session": "it is of another session",
+  "no-signature-of-a-pinned-key": "no pinned key has signed it",
+  "signature-invalid": "its signature by a pinned key is wrong: it was changed, or forged",
+  "too-large": "it is larger than any manifest",
+  "not-utf8": "it isn't UTF-8",
+  "not-json": "it isn't JSON",
+  "wrong-form": "it doesn't have the fields of a manifest",
+  "not-canonical": "it isn't in its one canonical spelling (RFC 8785)",
+  "key-not-pinned": "it is signed by a key that isn't pinned",
+  inconsistent: "its fields contradict one another",
+  "no-trusted-head-of-this-size":
+    "none of the checkpoints and manifests given is of its tree size; get one of that size, or the proof anew",
+  "no-leaf": "it doesn't bring its leaf along, so that its place can't be checked",
+  "leaf-malformed": "its leaf doesn't have the form of a leaf",
+  "leaf-of-another-place": "its leaf is of another session or index",
+  "not-the-expected-leaf": "it is of another leaf than --leaf-hash",
+  "not-the-expected-index": "it is of another chunk than --index",
+};

@@ -1,11 +1,14 @@
+import { spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { Deployment, payloadOf, untilSealed } from "../support/deployment.ts";
 import { testServers } from "../support/servers.ts";
 import { type ProgramResult, runProgram, until } from "../support/worker-process.ts";
 
 const servers = testServers();
+const DOOR = fileURLToPath(new URL("../../bin/session-processor.js", import.meta.url));
 
 const EXIT_FAILURE = 1;
 const EXIT_USAGE = 2;
@@ -157,6 +160,18 @@ describe("the commands", () => {
     expect(help.code).toBe(0);
     for (const name of ["run", "demo", "enqueue", "finalize", "status", "restore", "config"])
       expect(help.stdout).toMatch(new RegExp(`^ +${name}\\b`, "m"));
+  });
+
+  test("are refused with one line by a Node.js that is too old", async () => {
+    const old =
+      "Object.defineProperty(process, 'versions', { value: { ...process.versions, node: '20.19.0' } })";
+    const child = spawnSync(process.execPath, ["--import", `data:text/javascript,${old}`, DOOR, "status"], {
+      encoding: "utf8",
+    });
+    expect(child).toMatchObject({ status: 1, stdout: "" });
+    expect(child.stderr).toMatch(/^error: this needs Node\.js 24 or newer[^\n]*\n$/);
+    const now = spawnSync(process.execPath, [DOOR, "--version"], { encoding: "utf8" });
+    expect(now.stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
 
   test("config prints every setting and its source, and no secret", async () => {

@@ -153,9 +153,43 @@ describe("proofs over MongoDB", () => {
     expect(readFileSync(join(folder, "there.json"), "utf8")).toBe("mine");
     expect((await run(["proof", session.id, "x"])).code).toBe(2);
   });
+
+  test("`proof -o` says how to check the proof, with all that it takes", async () => {
+    const one = await run(["proof", session.id, "7", "--size", "200", "-o", "two words.json"]);
+    expect(one.stdout).toContain(
+      "session-processor verify-proof 'two words.json' --checkpoint SIGNED_AT_200 --key PUBLIC_KEY",
+    );
+    const both = await run(["proof", session.id, "--consistency", "200", "-o", "grown.json"]);
+    expect(both.stdout).toContain("--checkpoint SIGNED_AT_200 --checkpoint SIGNED_AT_300 --key PUBLIC_KEY");
+    const tlog = await run(["proof", session.id, "7", "--format", "tlog", "-o", "seven.txt"]);
+    expect(tlog.stdout).toContain("verify-proof seven.txt --key PUBLIC_KEY\n");
+  });
 });
 
 describe("verify-proof", () => {
+  test("says in words why it refuses, with the code behind", async () => {
+    await run(["proof", session.id, "9", "-o", "nine-again.json"]);
+    const refusing = [
+      "verify-proof",
+      "nine-again.json",
+      "--key",
+      KEY,
+      "--manifest",
+      manifest,
+      "--index",
+      "8",
+    ];
+    expect(await run(refusing)).toEqual({
+      code: 1,
+      stdout: "REFUSED: the proof: it is of another chunk than --index [not-the-expected-index]\n",
+      stderr: "",
+    });
+  });
+
+  test("shows no default for what may be repeated", async () => {
+    expect((await run(["verify-proof", "--help"])).stdout).not.toContain("default");
+  });
+
   test("without a pinned key, or without a signed size, is wrong usage", async () => {
     await run(["proof", session.id, "9", "-o", "nine.json"]);
     expect(await run(["verify-proof", "nine.json", "--manifest", manifest])).toEqual(

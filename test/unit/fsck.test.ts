@@ -680,7 +680,7 @@ describe("files", () => {
     expect(report.worst).toBe("warning");
     expect(written.files.size).toBe(0);
     await check({ ...world, options: { repair: true } });
-    expect([...written.files.keys()].toSorted()).toEqual(names.toSorted());
+    expect(new Set(written.files.keys())).toEqual(new Set(names));
     for (const [name, bytes] of written.files) expect(Buffer.compare(bytes, fileOf(name))).toBe(0);
   });
 
