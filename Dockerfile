@@ -23,6 +23,7 @@ WORKDIR /app
 RUN install -d -o node -g node -m 0700 /data /data/payloads /data/manifests /data/scratch
 COPY --from=dependencies /app/node_modules ./node_modules
 COPY package.json ./
+COPY bin ./bin
 COPY src ./src
 COPY workers ./workers
 
