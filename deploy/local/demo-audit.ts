@@ -16,6 +16,7 @@ const COMMAND_DEADLINE_MS = 120_000;
 const OUTPUT_BYTES_MAX = 1_048_576;
 
 export interface Audit {
+  readonly keep: boolean;
   readonly trial: Trial;
   readonly output: Output;
   readonly signal: AbortSignal;
@@ -23,16 +24,16 @@ export interface Audit {
 
 /** What a stranger would do: the commands as they would type them, believing nothing but the pinned public key. */
 export async function verifyAsAuditor(session: SessionId, audit: Audit): Promise<boolean> {
-  const { trial, output } = audit;
+  const { trial, output, keep } = audit;
   const names = manifestFileNames(session, "session_recording");
   const manifest = join(trial.manifestDirectory, names.manifest);
   await untilThere(manifest, audit);
   const verify = ["verify", manifest, "--key", trial.publicKey, "--data"];
   const verdict = await runCommand(verify, audit);
-  output.say(`audit: npx session-processor ${verify.join(" ")}`);
-  output.say(
-    `       ${verdict.verified === true ? "verified" : "REFUSED"}: blobs ${verdict.blobs ?? "refused"}`,
-  );
+  const word = verdict.verified === true ? "verified" : "REFUSED";
+  output.say(`audit: ${word} with nothing but the public key; blobs ${verdict.blobs ?? "refused"}`);
+  // Without --keep there is nothing left to type it for.
+  if (keep) output.say(`       npx session-processor ${verify.join(" ")}`);
   return verdict.verified === true;
 }
 

@@ -6,6 +6,7 @@ import { createEventConsumer } from "../../src/adapters/bullmq/event-consumer.ts
 import { type ChunkToEnqueue, createProducer } from "../../src/adapters/bullmq/producer.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { CpuThreads } from "../../src/adapters/threads/cpu-threads.ts";
+import { unreadable } from "../../src/cli/files.ts";
 import { type OpenStores, openStores } from "../../src/cli/open-stores.ts";
 import type { Output } from "../../src/cli/output.ts";
 import { openInput, splitStream } from "../../src/cli/split-file.ts";
@@ -64,7 +65,15 @@ export async function runDemo({ file, keep, output, signal }: DemoOptions): Prom
   const servers = await startLocalServers({ say, keepData: keep, signal });
   const trial = await trialOn(servers, "demo");
   try {
-    const report = await processAndProve({ file: resolve(file), bytes, trial, servers, output, signal });
+    const report = await processAndProve({
+      file: resolve(file),
+      bytes,
+      keep,
+      trial,
+      servers,
+      output,
+      signal,
+    });
     if (keep) await sayHowToLook(say, servers, trial);
     return report;
   } finally {
@@ -76,6 +85,7 @@ export async function runDemo({ file, keep, output, signal }: DemoOptions): Prom
 interface DemoRun {
   readonly file: string;
   readonly bytes: number;
+  readonly keep: boolean;
   readonly trial: Trial;
   readonly servers: LocalServers;
   readonly output: Output;
@@ -98,7 +108,7 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
     await checkRoot(stores, record);
     output.say("root: equal to the recursion of RFC 9162, from the stored chunks");
     const restoredIdentical = await isRestoredIdentical(run, stores, record);
-    const verified = await verifyAsAuditor(session, { trial, output, signal });
+    const verified = await verifyAsAuditor(session, run);
     return {
       chunks,
       bytes: run.bytes,
@@ -286,11 +296,11 @@ async function isRestoredIdentical(
 
 async function sizeOf(file: string): Promise<number> {
   const found = await stat(file).catch((cause: unknown) => {
-    throw new LucidError("CONFIG_INVALID", "the file can't be read: check its path", { cause });
+    throw unreadable(file, cause);
   });
-  if (!found.isFile()) throw new LucidError("CONFIG_INVALID", "that is no regular file: name a file");
+  if (!found.isFile()) throw new LucidError("CONFIG_INVALID", `${file} is not a regular file`);
   if (found.size === 0)
-    throw new LucidError("PAYLOAD_EMPTY", "the file is empty: there is nothing to process");
+    throw new LucidError("PAYLOAD_EMPTY", `${file} is empty: there is nothing to process`);
   return found.size;
 }
 

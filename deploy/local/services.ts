@@ -6,9 +6,17 @@ import { type LocalServer, type LocalServers, startLocalServers } from "./server
 
 const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
-const { values: flags } = parseArgs({
-  options: { json: { type: "boolean", default: false }, folder: { type: "string" } },
-});
+const HELP = `Usage: npm run services [-- --folder DIR] [-- --json]
+
+Starts Redis and MongoDB for development, or takes those of REDIS_URL and MONGODB_URL, and prints their URLs as two lines
+for a shell. They run until Ctrl-C.
+
+  --folder DIR  keep their data there, and find it again (default: a new folder that is removed at the end)
+  --json        print one JSON object instead
+  -h, --help    print this`;
+const EXIT_USAGE = 2;
+
+const flags = readFlags();
 const asked = new AbortController();
 const stopAsked = new Promise<void>((resolve) => {
   for (const signal of STOP_SIGNALS)
@@ -26,6 +34,25 @@ if (servers !== undefined) {
   await stopAsked;
   clearInterval(running);
   await servers.stop();
+}
+
+function readFlags(): { readonly json: boolean; readonly folder?: string | undefined } {
+  try {
+    const { values } = parseArgs({
+      options: {
+        json: { type: "boolean", default: false },
+        folder: { type: "string" },
+        help: { type: "boolean", short: "h", default: false },
+      },
+    });
+    if (!values.help) return values;
+    console.log(HELP);
+    process.exit(0);
+  } catch (thrown) {
+    const [reason = ""] = thrown instanceof TypeError ? thrown.message.split(". ") : [];
+    console.error(`error: ${reason}\n\n${HELP}`);
+    process.exit(EXIT_USAGE);
+  }
 }
 
 async function start(): Promise<LocalServers | undefined> {

@@ -1,11 +1,16 @@
 import { Command } from "commander";
+import { type ErrorCode, errorCodeOf } from "../core/errors.ts";
 import { createOutput, type Output, printFailure } from "./output.ts";
 
 export const EXIT_FAILURE = 1;
+/** Wrong usage, as most programs report it: the command line or the configuration has to be corrected. */
+export const EXIT_USAGE = 2;
 /** As a shell reports a program that SIGINT ended. */
 const EXIT_INTERRUPTED = 130;
 
-/** Every command has --json; parse errors exit with 2 (session-processor.ts). */
+const USAGE_CODES: ReadonlySet<ErrorCode> = new Set(["CONFIG_INVALID", "JOB_INVALID"]);
+
+/** Every command has --json; parse errors exit with EXIT_USAGE too (session-processor.ts). */
 export function newCommand(name: string, summary: string): Command {
   return new Command(name)
     .summary(summary)
@@ -15,14 +20,14 @@ export function newCommand(name: string, summary: string): Command {
 
 /**
  * Runs a command's work with its output and a signal that Ctrl-C and SIGTERM fire, so that what it started can be ended in
- * order; a second Ctrl-C ends it at once. A failure is printed with its code and makes the exit code 1.
+ * order; a second Ctrl-C ends it at once. A failure is printed with its code, and is the exit code of `exitCodeOf`.
  */
 export async function perform(
   json: boolean | undefined,
   work: (output: Output, signal: AbortSignal) => Promise<number | undefined>,
 ): Promise<void> {
-  const output = createOutput(json ?? false);
   const interrupted = new AbortController();
+  const output = createOutput(json ?? false, interrupted.signal);
   const onSignal = (): void => {
     if (interrupted.signal.aborted) process.exit(EXIT_INTERRUPTED);
     interrupted.abort();
@@ -34,13 +39,18 @@ export async function perform(
   } catch (thrown) {
     if (interrupted.signal.aborted) {
       output.say("interrupted");
-      process.exitCode = EXIT_INTERRUPTED;
-    } else {
-      printFailure(thrown, output.json);
-      process.exitCode = EXIT_FAILURE;
+      // What it was waiting for, such as a pipe that nobody reads, must not hold the exit up.
+      process.exit(EXIT_INTERRUPTED);
     }
+    printFailure(thrown, output.json);
+    process.exitCode = exitCodeOf(thrown);
   } finally {
     process.off("SIGINT", onSignal);
     process.off("SIGTERM", onSignal);
   }
+}
+
+/** EXIT_USAGE for what a corrected command line or configuration mends, else EXIT_FAILURE. */
+export function exitCodeOf(thrown: unknown): number {
+  return USAGE_CODES.has(errorCodeOf(thrown)) ? EXIT_USAGE : EXIT_FAILURE;
 }

@@ -6,9 +6,9 @@ import { renderConfig } from "./render-config.ts";
 export function configCommand(): Command {
   return newCommand("config", "print the effective configuration and where each value came from").action(
     ({ json }: { json?: boolean }) =>
-      perform(json, async () => {
+      perform(json, async (output) => {
         const loaded = loadProcessConfig({ needs: [] });
-        process.stdout.write(`${renderConfig(loaded, { json: json ?? false })}\n`);
+        await output.print(`${renderConfig(loaded, { json: json ?? false })}\n`);
         return 0;
       }),
   );

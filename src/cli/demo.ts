@@ -20,7 +20,7 @@ export function demoCommand(): Command {
           );
         });
         const report = await runDemo({ file: file ?? process.execPath, keep: keep ?? false, output, signal });
-        output.result(
+        await output.result(
           report,
           formatTable([
             ["chunks", String(report.chunks)],

@@ -1,14 +1,18 @@
 import { stat } from "node:fs/promises";
-import { type Command, InvalidArgumentError, Option } from "commander";
+import { type Command, Option } from "commander";
 import { type ChunkToEnqueue, createProducer, type PayloadPlace } from "../adapters/bullmq/producer.ts";
 import { createFilePayloadStore } from "../adapters/file/payload-store.ts";
 import { createSystemClock } from "../adapters/system/clock.ts";
 import { loadProcessConfig } from "../config.ts";
+import { levelFor } from "../core/compress/codec.ts";
 import { LucidError } from "../core/errors.ts";
-import { sessionId } from "../core/ids.ts";
+import type { SessionId } from "../core/ids.ts";
 import { CODECS } from "../schema/job.ts";
+import { parseCount, parseCountFromOne, parseIndex, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
-import { formatBytes } from "./output.ts";
+import { foresee, type SessionForesight } from "./foreseen.ts";
+import { unreadable } from "./files.ts";
+import { formatBytes, untilAborted } from "./output.ts";
 import { openInput, splitStream } from "./split-file.ts";
 
 interface EnqueueFlags {
@@ -23,32 +27,41 @@ interface EnqueueFlags {
 
 export function enqueueCommand(): Command {
   return newCommand("enqueue", "split a file into chunks and queue one job for each")
-    .argument("<session>", "session id")
+    .argument("<session>", "session id", parseSession)
     .argument("<file>", "file to read, or - for standard input")
-    .option("--chunk-size <bytes>", "bytes a chunk (default: LUCID_MAX_CHUNK_SIZE)", parseCount)
-    .option("--first-index <index>", "index of the first chunk, to go on with a session", parseCount, 0)
+    .option("--chunk-size <bytes>", "bytes a chunk (default: LUCID_MAX_CHUNK_SIZE)", parseCountFromOne)
+    .option("--first-index <index>", "index of the first chunk, to go on with a session", parseIndex, 0)
     .addOption(
       new Option("--store <place>", "where the worker finds the bytes")
         .choices(["redis", "file", "inline"])
         .default("redis"),
     )
     .addOption(new Option("--algorithm <codec>", "compression of these chunks").choices([...CODECS]))
-    .option("--level <level>", "compression level of --algorithm", parseCount)
+    .option(
+      "--level <level>",
+      "compression level of --algorithm: zstd 1–22, brotli 0–11, others 0",
+      parseCount,
+    )
     .option("--finalize", "also finalize the session with the number of chunks")
-    .action((session: string, file: string, flags: EnqueueFlags) =>
+    .action((session: SessionId, file: string, flags: EnqueueFlags) =>
       perform(flags.json, async (output, signal) => {
         if (flags.level !== undefined && flags.algorithm === undefined) {
           throw new LucidError("CONFIG_INVALID", "--level needs --algorithm");
         }
-        const { config } = loadProcessConfig({ needs: ["redis"] });
+        // As the worker would refuse it, for each chunk.
+        if (flags.algorithm !== undefined) levelFor(flags.algorithm, flags.level);
+        const loaded = loadProcessConfig({ needs: ["redis"] });
+        const { config } = loaded;
         const chunkBytes = flags.chunkSize ?? config.limits.chunkBytesMax;
-        if (chunkBytes < 1 || chunkBytes > config.limits.chunkBytesMax) {
+        if (chunkBytes > config.limits.chunkBytesMax) {
           throw new LucidError(
             "CONFIG_INVALID",
             `--chunk-size must be from 1 to ${config.limits.chunkBytesMax} (LUCID_MAX_CHUNK_SIZE)`,
           );
         }
         const size = await sizeOf(file);
+        const total = size === undefined ? 0 : Math.ceil(size / chunkBytes);
+        const foreseen = await foresee(loaded, session, output);
         const producer = createProducer({
           url: config.redis.url.reveal(),
           prefix: config.queues.prefix,
@@ -59,17 +72,35 @@ export function enqueueCommand(): Command {
           signal,
           onError: () => undefined,
         });
-        const total = size === undefined ? 0 : Math.ceil(size / chunkBytes);
         const bar = output.progress(`enqueue ${session}`, total, "chunks");
         let added = 0;
         try {
-          const chunks = toChunks(sessionId(session), splitStream(openInput(file), chunkBytes), flags);
-          const result = await producer.enqueueAll(chunks, () => bar.update(++added));
+          // Before anything is queued, where the file's length tells how many there will be.
+          if (size !== undefined && total > 0) {
+            const last = flags.firstIndex + total - 1;
+            await foreseen.checkChunk(last, size - (total - 1) * chunkBytes);
+            if (flags.finalize) await foreseen.checkCount(last + 1);
+          }
+          const chunks = toChunks(
+            session,
+            splitStream(untilAborted(openInput(file), signal), chunkBytes),
+            flags,
+          );
+          const result = await producer.enqueueAll(possible(chunks, foreseen), () => bar.update(++added));
           const chunkCount = flags.firstIndex + result.chunks;
-          if (flags.finalize) await producer.finalize({ session_id: session, chunk_count: chunkCount });
+          if (flags.finalize) {
+            await foreseen.checkCount(chunkCount);
+            await producer.finalize({ session_id: session, chunk_count: chunkCount });
+          }
           bar.stop();
-          output.result(
-            { session_id: session, ...result, chunk_count: chunkCount, finalized: flags.finalize ?? false },
+          await output.result(
+            {
+              session_id: session,
+              ...result,
+              chunk_count: chunkCount,
+              finalized: flags.finalize ?? false,
+              session_checked: foreseen.checked,
+            },
             `queued ${result.chunks} chunks, ${formatBytes(result.bytes)}; ` +
               (flags.finalize
                 ? "the session will be sealed when they are done"
@@ -78,10 +109,21 @@ export function enqueueCommand(): Command {
           return 0;
         } finally {
           bar.stop();
+          await foreseen.close();
           await producer.close();
         }
       }),
     );
+}
+
+async function* possible(
+  chunks: AsyncIterable<ChunkToEnqueue>,
+  foreseen: SessionForesight,
+): AsyncGenerator<ChunkToEnqueue> {
+  for await (const chunk of chunks) {
+    await foreseen.checkChunk(chunk.index, chunk.bytes.byteLength);
+    yield chunk;
+  }
 }
 
 async function* toChunks(
@@ -107,13 +149,8 @@ async function* toChunks(
 async function sizeOf(file: string): Promise<number | undefined> {
   if (file === "-") return undefined;
   const found = await stat(file).catch((cause: unknown) => {
-    throw new LucidError("CONFIG_INVALID", "the file can't be read: check its path", { cause });
+    throw unreadable(file, cause);
   });
-  if (found.isDirectory()) throw new LucidError("CONFIG_INVALID", "that is a directory: name a file");
+  if (found.isDirectory()) throw new LucidError("CONFIG_INVALID", `${file} is a directory: name a file`);
   return found.isFile() ? found.size : undefined;
-}
-
-export function parseCount(text: string): number {
-  if (!/^\d{1,10}$/.test(text)) throw new InvalidArgumentError("must be a whole number, 0 or more");
-  return Number(text);
 }

@@ -1,12 +1,14 @@
 import { type Command, Option } from "commander";
 import { createProducer } from "../adapters/bullmq/producer.ts";
 import { createSystemClock } from "../adapters/system/clock.ts";
-import { loadProcessConfig } from "../config.ts";
-import { sessionId } from "../core/ids.ts";
+import { type LoadedConfig, loadProcessConfig } from "../config.ts";
+import { LucidError } from "../core/errors.ts";
+import type { SessionId } from "../core/ids.ts";
 import { MANIFEST_TYPES } from "../core/manifest/names.ts";
+import { parseCountFromOne, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
-import { parseCount } from "./enqueue.ts";
-import { openStores } from "./open-stores.ts";
+import { foresee, type SessionForesight } from "./foreseen.ts";
+import type { Output } from "./output.ts";
 
 interface FinalizeFlags {
   readonly json?: boolean;
@@ -19,19 +21,20 @@ interface FinalizeFlags {
 
 export function finalizeCommand(): Command {
   return newCommand("finalize", "say how many chunks a session has, so that it is sealed when all are in")
-    .argument("<session>", "session id")
-    .option("--chunks <count>", "number of chunks (default: those in the tree now)", parseCount)
+    .argument("<session>", "session id", parseSession)
+    .option("--chunks <count>", "number of chunks (default: those in the tree now)", parseCountFromOne)
     .option("--owner <address>", "owner address for the manifest")
     .addOption(
       new Option("--type <type>", "manifest type").choices([...MANIFEST_TYPES]).default("session_recording"),
     )
     .option("--started-at <time>", "ISO 8601")
     .option("--ended-at <time>", "ISO 8601")
-    .action((session: string, flags: FinalizeFlags) =>
+    .action((session: SessionId, flags: FinalizeFlags) =>
       perform(flags.json, async (output, signal) => {
         const needs = flags.chunks === undefined ? (["redis", "mongodb"] as const) : (["redis"] as const);
-        const { config } = loadProcessConfig({ needs: [...needs] });
-        const count = flags.chunks ?? (await chunksInTree(config.mongodb.url.reveal(), session));
+        const loaded = loadProcessConfig({ needs: [...needs] });
+        const { config } = loaded;
+        const { count, checked } = await countFor(loaded, session, flags.chunks, output);
         const producer = createProducer({
           url: config.redis.url.reveal(),
           prefix: config.queues.prefix,
@@ -53,20 +56,44 @@ export function finalizeCommand(): Command {
         } finally {
           await producer.close();
         }
-        output.result(
-          { session_id: session, chunk_count: count },
-          `queued: ${session} is sealed when its ${count} chunks are in; see session-processor status ${session}`,
+        await output.result(
+          { session_id: session, chunk_count: count, session_checked: checked },
+          `queued: ${session} is sealed when its ${count} ${count === 1 ? "chunk is" : "chunks are"} in; see session-processor status ${session}`,
         );
         return 0;
       }),
     );
 }
 
-async function chunksInTree(mongodbUrl: string, session: string): Promise<number> {
-  const stores = await openStores(mongodbUrl);
+/** The count that was given, unless the session can't have it; else that of the chunks in its tree. */
+async function countFor(
+  loaded: LoadedConfig,
+  session: SessionId,
+  given: number | undefined,
+  output: Output,
+): Promise<{ readonly count: number; readonly checked: boolean }> {
+  const foreseen = await foresee(loaded, session, output);
   try {
-    return (await stores.sessions.find(sessionId(session)))?.tree.size ?? 0;
+    const count = given ?? chunksInTree(session, foreseen);
+    await foreseen.checkCount(count);
+    return { count, checked: foreseen.checked };
   } finally {
-    await stores.close();
+    await foreseen.close();
   }
+}
+
+function chunksInTree(id: SessionId, { checked, session }: SessionForesight): number {
+  if (!checked)
+    throw new LucidError("STORE_UNAVAILABLE", "without --chunks the session is asked, in MongoDB");
+  if (session === undefined) {
+    throw new LucidError(
+      "SESSION_UNKNOWN",
+      `there is no session ${id} in this database; if its chunks are still queued, say how many with --chunks`,
+    );
+  }
+  if (session.tree.size > 0) return session.tree.size;
+  throw new LucidError(
+    "SESSION_UNKNOWN",
+    `${id} has no chunk in its tree yet; say how many it gets with --chunks`,
+  );
 }

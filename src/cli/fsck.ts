@@ -1,21 +1,20 @@
-import { createReadStream, existsSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import { createManifestFiles } from "../adapters/file/manifest-files.ts";
 import { loadSigningKey } from "../adapters/file/signing-key.ts";
 import { createSystemClock } from "../adapters/system/clock.ts";
 import { CpuThreads } from "../adapters/threads/cpu-threads.ts";
 import { type Config, loadProcessConfig } from "../config.ts";
-import { type SessionId, sessionId } from "../core/ids.ts";
+import type { SessionId } from "../core/ids.ts";
 import { keyRingOf } from "../key-ring.ts";
 import { type FsckOptions, type FsckReport, fsck } from "../pipeline/fsck.ts";
 import { type Finding, placeText, type Worst } from "../pipeline/fsck-findings.ts";
-import type { ManifestFolder } from "../pipeline/verify-session.ts";
-import { newCommand, perform } from "./command.ts";
+import { parseSession } from "./arguments.ts";
+import { EXIT_USAGE, exitCodeOf, newCommand, perform } from "./command.ts";
+import { manifestFolder } from "./files.ts";
 import { openStores } from "./open-stores.ts";
 import { type Output, type Progress, printFailure } from "./output.ts";
 import { type KeyFlags, pinnedKeys, withKeyOptions } from "./pinned-keys.ts";
-import { readAtMost } from "./verify.ts";
 
 /**
  * 2 is wrong usage (session-processor.ts). As fsck(8) does, "could not look" has a number of its own: a script that finds
@@ -24,7 +23,6 @@ import { readAtMost } from "./verify.ts";
 const EXIT_CODES: Readonly<Record<Worst, number>> = { clean: 0, info: 0, warning: 1, error: 3 };
 const EXIT_NOT_CHECKED = 8;
 
-const READ_BYTES = 1_048_576;
 /** Shorter sessions are through before a bar would be seen. */
 const BAR_CHUNKS_MIN = 2_000;
 const SESSIONS_PER_LINE = 500;
@@ -43,9 +41,9 @@ ORPHAN_BLOB_SECONDS.
 Exit codes:
   0  clean (infos only)
   1  warnings: unfinished for too long, or repaired; the sweeper of a running worker mends the former
-  2  wrong usage
+  2  wrong usage or configuration
   3  errors: something is lost, changed or contradicts itself
-  8  could not be checked: no configuration, no MongoDB, no such session`;
+  8  could not be checked: MongoDB is away, no such session, the report could not be written`;
 
 interface FsckFlags extends KeyFlags {
   readonly json?: boolean;
@@ -59,18 +57,18 @@ interface FsckFlags extends KeyFlags {
  */
 export function fsckCommand(): Command {
   return withKeyOptions(newCommand("fsck", "check what is stored of one session, or of all, against itself"))
-    .argument("[session]", "session id; all sessions when left out")
+    .argument("[session]", "session id; all sessions when left out", parseSession)
     .option("--data", "also read every blob: length and BLAKE3; with a key (ENCRYPTION_KEY …) open it too")
     .option("--repair", "write again what follows from the committed documents, and say what was done")
     .addHelpText("after", HELP)
-    .action((session: string | undefined, flags: FsckFlags) =>
+    .action((session: SessionId | undefined, flags: FsckFlags) =>
       perform(flags.json, async (output, signal) => {
         try {
           return EXIT_CODES[await check(output, session, flags, signal)];
         } catch (thrown) {
           if (signal.aborted) throw thrown;
           printFailure(thrown, output.json);
-          return EXIT_NOT_CHECKED;
+          return exitCodeOf(thrown) === EXIT_USAGE ? EXIT_USAGE : EXIT_NOT_CHECKED;
         }
       }),
     );
@@ -78,12 +76,11 @@ export function fsckCommand(): Command {
 
 async function check(
   output: Output,
-  session: string | undefined,
+  session: SessionId | undefined,
   flags: FsckFlags,
   signal: AbortSignal,
 ): Promise<Worst> {
   const { config } = loadProcessConfig({ needs: ["mongodb"] });
-  const only = session === undefined ? undefined : sessionId(session);
   const keys = await keysToBelieve(flags, config);
   const stores = await openStores(config.mongodb.url.reveal());
   const threads = opensBlobs(flags, config) ? cpuThreads(config) : undefined;
@@ -97,10 +94,10 @@ async function check(
         clock: createSystemClock(),
       },
       optionsOf(flags, config, keys, progress, signal),
-      only,
+      session,
     );
     progress.stop();
-    output.result(reportJson(report), reportText(report, session));
+    await output.result(reportJson(report), reportText(report, session));
     return report.worst;
   } finally {
     progress.stop();
@@ -143,19 +140,7 @@ function cpuThreads({ kernel }: Config): CpuThreads {
 
 function filesOf(directory: string) {
   if (!existsSync(directory)) return { folder: undefined, files: undefined };
-  const folder: ManifestFolder = {
-    read: (name, bytesMax) => readAtMost(join(directory, name), bytesMax),
-    stream(name) {
-      const path = join(directory, name);
-      return existsSync(path) ? blocksOf(path) : undefined;
-    },
-  };
-  return { folder, files: createManifestFiles(directory) };
-}
-
-/** Opened when the first block is asked for: a check that ends before holds no file. */
-async function* blocksOf(path: string): AsyncGenerator<Uint8Array> {
-  yield* createReadStream(path, { highWaterMark: READ_BYTES }) as AsyncIterable<Buffer>;
+  return { folder: manifestFolder(directory), files: createManifestFiles(directory) };
 }
 
 /** A bar for each session that is long enough for one, and a line for every so many sessions. */
@@ -201,13 +186,22 @@ function findingJson({ kind, severity, session, place, problem, action, repaired
 
 function reportText(report: FsckReport, session: string | undefined): string {
   const { findings, omitted, worst, sessions, chunks, blobs } = report;
-  const checked = `${session ?? `${sessions} sessions`}, ${chunks} chunks, blobs ${blobs}`;
-  const counts = (["error", "warning", "info"] as const).map(
-    (severity) => `${findings.filter((finding) => finding.severity === severity).length} ${severity}s`,
-  );
+  const read = blobs === "present" ? "blobs present (--data reads them)" : `blobs ${blobs}`;
+  const checked = `${session ?? counted(sessions, "session")}, ${counted(chunks, "chunk")}, ${read}`;
+  const left = findings.filter(({ repaired }) => repaired === undefined);
+  const counts = [
+    ...(["error", "warning", "info"] as const).map((severity) =>
+      counted(left.filter((finding) => finding.severity === severity).length, severity),
+    ),
+    ...(left.length === findings.length ? [] : [`${findings.length - left.length} repaired`]),
+  ];
   const more = omitted === 0 ? "" : `, and ${omitted} more that are not listed`;
   const summary = worst === "clean" ? `clean: ${checked}` : `${counts.join(", ")}${more}; checked ${checked}`;
   return [...findings.flatMap(findingText), summary].join("\n");
+}
+
+function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 function findingText({

@@ -1,13 +1,19 @@
 import { SingleBar } from "cli-progress";
-import { asLucidError } from "../core/errors.ts";
+import { asLucidError, LucidError } from "../core/errors.ts";
+import { outputFailed } from "./files.ts";
 
 /** Where a command writes: its result to stdout, everything else to stderr. */
 export interface Output {
   readonly json: boolean;
   /** A line for people about what is going on; not printed with --json. */
   say(line: string): void;
-  /** The result, once: one JSON object with --json, else the text. */
-  result(json: object, text: string): void;
+  /** The result, once: one JSON object with --json, else the text. Throws as `print`. */
+  result(json: object, text: string): Promise<void>;
+  /**
+   * To standard output as it is; returns when the system has taken it. Throws OUTPUT_FAILED when it doesn't (a full disk, a
+   * reader that has gone), SHUTTING_DOWN when the command is interrupted while the reader lets it wait.
+   */
+  print(data: string | Uint8Array): Promise<void>;
   /** A bar on stderr when that is a terminal; else nothing. `unit` is what is counted. */
   progress(label: string, total: number, unit: string): Progress;
 }
@@ -19,15 +25,16 @@ export interface Progress {
 
 const SILENT: Progress = { update() {}, stop() {} };
 
-export function createOutput(json: boolean): Output {
+export function createOutput(json: boolean, signal: AbortSignal): Output {
+  surviveClosedStreams();
+  const print = (data: string | Uint8Array): Promise<void> => unlessAborted(writeOut(data), signal);
   return {
     json,
     say(line) {
       if (!json) process.stderr.write(`${line}\n`);
     },
-    result(object, text) {
-      process.stdout.write(json ? `${JSON.stringify(object)}\n` : `${text}\n`);
-    },
+    result: (object, text) => print(json ? `${JSON.stringify(object)}\n` : `${text}\n`),
+    print,
     progress(label, total, unit) {
       if (json || !process.stderr.isTTY) return SILENT;
       const bar = new SingleBar({
@@ -41,6 +48,57 @@ export function createOutput(json: boolean): Output {
       return { update: (done) => bar.update(done), stop: () => bar.stop() };
     },
   };
+}
+
+function writeOut(data: string | Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(data, (error) => {
+      if (error) reject(outputFailed("standard output", error));
+      else resolve();
+    });
+  });
+}
+
+/** What `operation` gives, or SHUTTING_DOWN as soon as the signal fires, whatever becomes of it then. */
+async function unlessAborted<Result>(operation: Promise<Result>, signal: AbortSignal): Promise<Result> {
+  const aborted = Promise.withResolvers<never>();
+  const onAbort = (): void => aborted.reject(new LucidError("SHUTTING_DOWN", "interrupted"));
+  if (signal.aborted) onAbort();
+  else signal.addEventListener("abort", onAbort, { once: true });
+  // Whichever comes second isn't met by anybody.
+  operation.catch(() => undefined);
+  try {
+    return await Promise.race([operation, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
+
+/** The same for each step of a stream: one that hangs is left behind. */
+export async function* untilAborted<Item>(
+  items: AsyncIterable<Item>,
+  signal: AbortSignal,
+): AsyncGenerator<Item> {
+  const iterator = items[Symbol.asyncIterator]();
+  try {
+    for (;;) {
+      const next = await unlessAborted(iterator.next(), signal);
+      if (next.done === true) return;
+      yield next.value;
+    }
+  } finally {
+    // It would wait for a step that hangs.
+    const returned = iterator.return?.();
+    if (signal.aborted) returned?.catch(() => undefined);
+    else await returned;
+  }
+}
+
+/** A write's failure comes to its callback; without a listener it would end the process besides, with a stack. */
+function surviveClosedStreams(): void {
+  for (const stream of [process.stdout, process.stderr]) {
+    if (stream.listenerCount("error") === 0) stream.on("error", () => undefined);
+  }
 }
 
 /** One clear line (or JSON object) on stderr, with the code that docs/errors.md explains. */
@@ -68,4 +126,9 @@ export function formatBytes(bytes: number): string {
 export function formatTable(rows: readonly (readonly [label: string, value: string])[]): string {
   const width = Math.max(...rows.map(([label]) => label.length));
   return rows.map(([label, value]) => `${label.padEnd(width)}  ${value}`).join("\n");
+}
+
+/** As one word of a shell's command line. */
+export function shellWord(text: string): string {
+  return /^[\w:/.@=+-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }

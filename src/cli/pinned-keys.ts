@@ -1,11 +1,12 @@
-import { readFile, stat } from "node:fs/promises";
 import type { Command } from "commander";
 import { LucidError } from "../core/errors.ts";
 import { parsePublicKey } from "../core/manifest/public-key.ts";
+import { append } from "./arguments.ts";
+import { readNamed, readUpTo } from "./files.ts";
 
 /** Keys that a command is told to believe: those it finds in what it verifies are nobody's word. */
 export interface KeyFlags {
-  readonly key: readonly string[];
+  readonly key?: readonly string[];
   readonly keys?: string;
 }
 
@@ -17,16 +18,17 @@ export function withKeyOptions(command: Command): Command {
     .option(
       "--key <key>",
       "pinned public key: base64, hex, vkey, or a file with one (may be repeated)",
-      (value: string, before: string[]) => [...before, value],
-      [],
+      append,
     )
     .option("--keys <file>", "file of pinned public keys: one a line, or PEM blocks; # begins a comment");
 }
 
 /** 32 bytes each. Throws CONFIG_INVALID for what isn't a public key; empty if none were given. */
-export async function pinnedKeys({ key, keys }: KeyFlags): Promise<readonly Uint8Array[]> {
+export async function pinnedKeys({ key = [], keys }: KeyFlags): Promise<readonly Uint8Array[]> {
   const single = await Promise.all(key.map(oneKey));
-  return keys === undefined ? single : [...single, ...keysOfText(await readKeys(keys), keys)];
+  return keys === undefined
+    ? single
+    : [...single, ...keysOfText(keysText(await readNamed(keys, KEYS_FILE_BYTES_MAX), keys), keys)];
 }
 
 export const NO_KEY_PINNED =
@@ -36,20 +38,22 @@ export const NO_KEY_PINNED =
 async function oneKey(text: string): Promise<Uint8Array> {
   const literal = parsePublicKey(text);
   if (literal !== undefined) return literal;
-  const found = await stat(text).catch(() => undefined);
-  const [first, ...more] = found?.isFile() === true ? keysOfText(await readKeys(text), text) : [];
+  const file = await readUpTo(text, KEYS_FILE_BYTES_MAX);
+  const [first, ...more] = file === undefined ? [] : keysOfText(keysText(file, text), text);
   if (first === undefined || more.length > 0) {
-    throw new LucidError("CONFIG_INVALID", "--key is neither an Ed25519 public key nor a file with one");
+    throw new LucidError(
+      "CONFIG_INVALID",
+      `--key ${text} is neither an Ed25519 public key nor a file with one`,
+    );
   }
   return first;
 }
 
-async function readKeys(path: string): Promise<string> {
-  const found = await stat(path).catch(() => undefined);
-  if (found?.isFile() !== true || found.size > KEYS_FILE_BYTES_MAX) {
-    throw new LucidError("CONFIG_INVALID", `the file of pinned keys ${path} can't be read`);
+function keysText(bytes: Uint8Array, path: string): string {
+  if (bytes.byteLength > KEYS_FILE_BYTES_MAX) {
+    throw new LucidError("CONFIG_INVALID", `${path} is too large for a file of public keys`);
   }
-  return readFile(path, "utf8");
+  return Buffer.from(bytes).toString("utf8");
 }
 
 function keysOfText(text: string, path: string): readonly Uint8Array[] {

@@ -1,18 +1,21 @@
-import { basename, dirname, resolve } from "node:path";
+import { resolve } from "node:path";
 import { type Command, Option } from "commander";
-import { writeAtomically } from "../adapters/file/atomic-files.ts";
 import { loadProcessConfig } from "../config.ts";
 import { bytesEqual, utf8 } from "../core/bytes.ts";
 import { LucidError } from "../core/errors.ts";
-import { leafIndex, sessionId } from "../core/ids.ts";
+import { leafIndex, type SessionId } from "../core/ids.ts";
 import { encodeLeaf } from "../core/merkle/leaf.ts";
 import { consistencyProofToJson, inclusionProofToJson } from "../core/merkle/proof-json.ts";
 import { formatTlogProof } from "../core/merkle/tlog-proof.ts";
 import { type ProofStores, proveConsistency, proveInclusion } from "../pipeline/prove.ts";
+import { parseCount, parseIndex, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
-import { parseCount } from "./enqueue.ts";
+import { refuseTaken, writeOutputFile } from "./files.ts";
 import { openStores } from "./open-stores.ts";
-import type { Output } from "./output.ts";
+import { type Output, shellWord } from "./output.ts";
+
+/** A proof is there to be handed on. */
+const PUBLIC_FILE_MODE = 0o644;
 
 interface ProofFlags {
   readonly json?: boolean;
@@ -20,12 +23,13 @@ interface ProofFlags {
   readonly consistency?: number;
   readonly format: "json" | "tlog";
   readonly output?: string;
+  readonly force?: boolean;
 }
 
 export function proofCommand(): Command {
   return newCommand("proof", "prove that a chunk is in a session's tree, or that the tree only grew")
-    .argument("<session>", "session id")
-    .argument("[index]", "chunk index; left out with --consistency", parseCount)
+    .argument("<session>", "session id", parseSession)
+    .argument("[index]", "chunk index; left out with --consistency", parseIndex)
     .option("--size <leaves>", "of the tree as it was at this size (default: as it is)", parseCount)
     .option("--consistency <leaves>", "prove that the tree only grew since it had this size", parseCount)
     .addOption(
@@ -33,8 +37,9 @@ export function proofCommand(): Command {
         .choices(["json", "tlog"])
         .default("json"),
     )
-    .option("-o, --output <file>", "write to this file, which must not exist (default: standard output)")
-    .action((session: string, index: number | undefined, flags: ProofFlags) =>
+    .option("-o, --output <file>", "write to this new file (default: standard output)")
+    .option("--force", "let -o replace a file")
+    .action((session: SessionId, index: number | undefined, flags: ProofFlags) =>
       perform(flags.json, async (output) => {
         if ((index === undefined) === (flags.consistency === undefined))
           throw new LucidError("CONFIG_INVALID", "give a chunk index, or --consistency SIZE");
@@ -43,6 +48,7 @@ export function proofCommand(): Command {
             "CONFIG_INVALID",
             "a tlog-proof is an inclusion proof: it needs a chunk index",
           );
+        if (flags.output !== undefined) await refuseTaken(flags.output, { force: flags.force ?? false });
         const { config } = loadProcessConfig({ needs: ["mongodb"] });
         const stores = await openStores(config.mongodb.url.reveal());
         try {
@@ -57,15 +63,14 @@ export function proofCommand(): Command {
 
 async function proofText(
   stores: ProofStores,
-  session: string,
+  id: SessionId,
   index: number | undefined,
   { size, consistency, format }: ProofFlags,
 ): Promise<string> {
-  const id = sessionId(session);
   if (consistency !== undefined)
     return `${consistencyProofToJson(await proveConsistency(stores, id, consistency, size))}\n`;
   if (index === undefined) throw new LucidError("CONFIG_INVALID", "give a chunk index");
-  if (format === "tlog") return tlogProof(stores, session, index, size);
+  if (format === "tlog") return tlogProof(stores, id, index, size);
   return `${inclusionProofToJson(await proveInclusion(stores, id, index, size))}\n`;
 }
 
@@ -75,11 +80,10 @@ async function proofText(
  */
 async function tlogProof(
   stores: ProofStores,
-  session: string,
+  id: SessionId,
   index: number,
   size: number | undefined,
 ): Promise<string> {
-  const id = sessionId(session);
   const record = await stores.sessions.find(id);
   if (record === undefined)
     throw new LucidError("SESSION_UNKNOWN", "there is no session of that id in this database");
@@ -102,17 +106,38 @@ async function tlogProof(
   return formatTlogProof(proof, checkpoint.note, leaf);
 }
 
-async function give(output: Output, { output: file, format, json }: ProofFlags, text: string): Promise<void> {
+async function give(
+  output: Output,
+  { output: file, force, format, json }: ProofFlags,
+  text: string,
+): Promise<void> {
   if (file !== undefined) {
-    const path = resolve(file);
-    const outcome = await writeAtomically(dirname(path), basename(path), utf8(text));
-    if (outcome === "differs")
-      throw new LucidError("CONFIG_INVALID", `${file} exists and stays as it is; name another file with -o`);
-    output.result({ format, file: path }, `proof written to ${file}; check it with: verify-proof ${file}`);
+    await writeOutputFile(file, utf8(text), { force: force ?? false, mode: PUBLIC_FILE_MODE });
+    await output.result(
+      { format, file: resolve(file) },
+      `proof written to ${file}; check it with: ${checkWith(file, format, text)}`,
+    );
   } else if (json === true && format === "tlog") {
-    output.result({ format, proof: text }, "");
+    await output.result({ format, proof: text }, "");
   } else {
     // In the JSON form the proof is the one JSON object.
-    process.stdout.write(text);
+    await output.print(text);
   }
+}
+
+/** What is in capitals nobody but the auditor has: the pinned key, and a signed head of each of the proof's sizes. */
+function checkWith(file: string, format: ProofFlags["format"], text: string): string {
+  const heads =
+    format === "tlog"
+      ? ""
+      : sizesOf(text)
+          .map((size) => ` --checkpoint SIGNED_AT_${size}`)
+          .join("");
+  const orManifest = heads === "" ? "" : " (or --manifest, where one has that size)";
+  return `session-processor verify-proof ${shellWord(file)}${heads} --key PUBLIC_KEY${orManifest}`;
+}
+
+function sizesOf(json: string): readonly number[] {
+  const { tree_size, size1, size2 } = JSON.parse(json) as Record<string, number | undefined>;
+  return [...new Set([tree_size, size1, size2])].filter((size) => size !== undefined);
 }

@@ -1,6 +1,6 @@
-#!/usr/bin/env -S node --max-semi-space-size=8
 import { Command } from "commander";
 import { VERSION } from "../version.ts";
+import { EXIT_USAGE } from "./command.ts";
 import { configCommand } from "./config.ts";
 import { demoCommand } from "./demo.ts";
 import { enqueueCommand } from "./enqueue.ts";
@@ -13,9 +13,6 @@ import { runCommand } from "./run.ts";
 import { statusCommand } from "./status.ts";
 import { verifyCommand } from "./verify.ts";
 import { verifyProofCommand } from "./verify-proof.ts";
-
-/** Wrong usage, as most programs report it; a command that failed exits with 1. */
-const EXIT_USAGE = 2;
 
 const program = new Command("session-processor")
   .description("Compresses, encrypts and Merkle-hashes recorded session chunks, exactly once, verifiably.")

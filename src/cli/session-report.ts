@@ -101,7 +101,7 @@ function reportText(
     ["root", tree.root === undefined ? "(empty)" : `${toHex(tree.root)} (${record.hashAlgorithm})`],
     ["bytes", `${formatBytes(totals.originalBytes)}, stored ${formatBytes(totals.storedBytes)}`],
     ["missing", missing.length === 0 ? "none" : missing.map(rangeText).join(", ")],
-    ["behind a gap", `${later.length} chunks`],
+    ["behind a gap", `${later.length} ${later.length === 1 ? "chunk" : "chunks"}`],
     ["checkpoint", checkpoint === undefined ? "none" : `signed at ${checkpoint.size} chunks`],
     ["manifest", manifestText(facts, status)],
     ["anchor", anchorText(record)],
@@ -129,5 +129,5 @@ function expectedText(count: number | undefined): string {
 }
 
 function rangeText([first, last]: readonly [number, number]): string {
-  return first === last ? String(first) : `${first}–${last}`;
+  return first === last ? `chunk ${first}` : `chunks ${first}–${last}`;
 }

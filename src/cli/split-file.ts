@@ -1,15 +1,17 @@
 import { createReadStream } from "node:fs";
-import type { Readable } from "node:stream";
 import { LucidError } from "../core/errors.ts";
 
 const READ_BYTES = 1_048_576;
 
 /** The stream in pieces of `chunkBytes`, the last one shorter; each owns its memory. Throws PAYLOAD_EMPTY. */
-export async function* splitStream(stream: Readable, chunkBytes: number): AsyncGenerator<Uint8Array> {
+export async function* splitStream(
+  stream: AsyncIterable<Uint8Array>,
+  chunkBytes: number,
+): AsyncGenerator<Uint8Array> {
   let pending = new Uint8Array(chunkBytes);
   let filled = 0;
   let total = 0;
-  for await (const piece of stream as AsyncIterable<Buffer>) {
+  for await (const piece of stream) {
     for (let at = 0; at < piece.byteLength; ) {
       const taken = piece.subarray(at, at + chunkBytes - filled);
       pending.set(taken, filled);
@@ -27,6 +29,7 @@ export async function* splitStream(stream: Readable, chunkBytes: number): AsyncG
 }
 
 /** `-` is standard input. */
-export function openInput(file: string): Readable {
-  return file === "-" ? process.stdin : createReadStream(file, { highWaterMark: READ_BYTES });
+export function openInput(file: string): AsyncIterable<Uint8Array> {
+  const stream = file === "-" ? process.stdin : createReadStream(file, { highWaterMark: READ_BYTES });
+  return stream as AsyncIterable<Buffer>;
 }

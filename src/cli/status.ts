@@ -1,10 +1,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
-import { createQueueStats } from "../adapters/bullmq/queue-stats.ts";
+import { createQueueStats, type QueueFailures } from "../adapters/bullmq/queue-stats.ts";
 import { type Config, loadProcessConfig } from "../config.ts";
 import { LucidError } from "../core/errors.ts";
-import { sessionId } from "../core/ids.ts";
+import type { SessionId } from "../core/ids.ts";
 import { QUEUE_CHUNKS, QUEUE_CONTROL } from "../schema/job.ts";
+import { parseSession } from "./arguments.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { openStores } from "./open-stores.ts";
 import { formatTable, type Output } from "./output.ts";
@@ -17,8 +18,8 @@ const CONNECT_DEADLINE_MS = 5_000;
 
 export function statusCommand(): Command {
   return newCommand("status", "show the queues, or how far a session is")
-    .argument("[session]", "session id")
-    .action((session: string | undefined, { json }: { json?: boolean }) =>
+    .argument("[session]", "session id", parseSession)
+    .action((session: SessionId | undefined, { json }: { json?: boolean }) =>
       perform(json, async (output) =>
         session === undefined
           ? queueStatus(output, loadProcessConfig({ needs: ["redis"] }).config)
@@ -39,20 +40,26 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
     while (!stats.connected && performance.now() < deadlineMs) {
       await sleep(CONNECT_POLL_MS);
     }
-    const queues = await stats.read();
-    output.result(
+    if (!stats.connected) {
+      throw new LucidError("QUEUE_UNAVAILABLE", "Redis does not answer: check that it runs, and REDIS_URL");
+    }
+    const [queues, failures] = await Promise.all([stats.read(), stats.failures()]);
+    const failuresOf = (name: string): QueueFailures =>
+      failures.find(({ queue }) => queue === name) ?? { queue: name, lookedAt: 0, codes: [] };
+    await output.result(
       {
         queues: queues.map(({ queue, depth, oldestWaitingSeconds }) => ({
           queue,
           ...depth,
           oldest_waiting_seconds: oldestWaitingSeconds,
+          failed_codes: Object.fromEntries(failuresOf(queue).codes),
         })),
       },
       formatTable(
         queues.map(({ queue, depth, oldestWaitingSeconds }) => [
           queue,
           `${depth.waiting} waiting (oldest ${oldestWaitingSeconds.toFixed(0)} s), ${depth.active} active, ` +
-            `${depth.delayed} delayed, ${depth.failed} failed`,
+            `${depth.delayed} delayed, ${depth.failed} failed${failedText(depth.failed, failuresOf(queue))}`,
         ]),
       ),
     );
@@ -62,8 +69,14 @@ async function queueStatus(output: Output, config: Config): Promise<number> {
   }
 }
 
-async function sessionStatus(output: Output, config: Config, text: string): Promise<number> {
-  const session = sessionId(text);
+/** docs/errors.md says of each code what to do. */
+function failedText(failed: number, { lookedAt, codes }: QueueFailures): string {
+  if (codes.length === 0) return "";
+  const text = codes.map(([code, count]) => `${code} ${count}`).join(", ");
+  return failed > lookedAt ? ` (the newest ${lookedAt}: ${text})` : ` (${text})`;
+}
+
+async function sessionStatus(output: Output, config: Config, session: SessionId): Promise<number> {
   const stores = await openStores(config.mongodb.url.reveal());
   try {
     const record = await stores.sessions.find(session);
@@ -75,7 +88,7 @@ async function sessionStatus(output: Output, config: Config, text: string): Prom
     const id = manifestIdOf(record);
     const manifest = id === undefined ? undefined : await stores.manifests.find(id);
     const report = sessionReport({ record, later, manifest });
-    output.result(report.json, report.text);
+    await output.result(report.json, report.text);
     return report.healthy ? 0 : EXIT_FAILURE;
   } finally {
     await stores.close();

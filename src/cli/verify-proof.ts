@@ -9,20 +9,21 @@ import {
   type HeadVerdict,
   headOfCheckpoint,
   headOfManifest,
+  type ProofRefusal,
   type ProofVerdict,
   verifyJsonProof,
   verifyTextProof,
 } from "../pipeline/verify-proof.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
-import { parseCount } from "./enqueue.ts";
-import { formatTable, type Output, printFailure } from "./output.ts";
+import { append, parseIndex } from "./arguments.ts";
+import { readNamed } from "./files.ts";
+import { formatTable, type Output } from "./output.ts";
 import { type KeyFlags, NO_KEY_PINNED, pinnedKeys, withKeyOptions } from "./pinned-keys.ts";
-import { EXIT_USAGE, readAtMost } from "./verify.ts";
 
 interface VerifyProofFlags extends KeyFlags {
   readonly json?: boolean;
-  readonly checkpoint: readonly string[];
-  readonly manifest: readonly string[];
+  readonly checkpoint?: readonly string[];
+  readonly manifest?: readonly string[];
   readonly index?: number;
   readonly leafHash?: Uint8Array;
 }
@@ -35,25 +36,20 @@ export function verifyProofCommand(): Command {
     newCommand("verify-proof", "check a proof, offline, against a checkpoint or manifest and pinned keys"),
   )
     .argument("<file>", "a proof in the JSON or the tlog-proof form")
-    .option(
-      "--checkpoint <file>",
-      "signed checkpoint of the proof's size (repeat for both sizes)",
-      append,
-      [],
-    )
-    .option("--manifest <file>", "signed manifest of the proof's size (repeat for both sizes)", append, [])
-    .option("--index <index>", "refuse a proof of another chunk", parseCount)
+    .option("--checkpoint <file>", "signed checkpoint of the proof's size (repeat for both sizes)", append)
+    .option("--manifest <file>", "signed manifest of the proof's size (repeat for both sizes)", append)
+    .option("--index <index>", "refuse a proof of another chunk", parseIndex)
     .option("--leaf-hash <hex>", "refuse a proof of another leaf", parseHash)
     .action((file: string, flags: VerifyProofFlags) =>
       perform(flags.json, async (output) => {
         const keys = await pinnedKeys(flags);
-        if (keys.length === 0) return usage(output, NO_KEY_PINNED);
+        if (keys.length === 0) throw new LucidError("CONFIG_INVALID", NO_KEY_PINNED);
         const text = await readText(file, PROOF_BYTES_MAX);
         if (text.startsWith(TLOG_START))
           return report(output, verifyTextProof(text, keys, expectedLeaf(flags)));
-        if (flags.checkpoint.length + flags.manifest.length === 0) {
-          return usage(
-            output,
+        if (flags.checkpoint === undefined && flags.manifest === undefined) {
+          throw new LucidError(
+            "CONFIG_INVALID",
             "name the --checkpoint or --manifest: a proof's own size and root prove nothing",
           );
         }
@@ -67,19 +63,10 @@ export function verifyProofCommand(): Command {
     );
 }
 
-function append(value: string, before: readonly string[]): readonly string[] {
-  return [...before, value];
-}
-
 function parseHash(text: string): Uint8Array {
   const hash = fromHex(text);
   if (hash?.byteLength !== HASH_BYTES) throw new InvalidArgumentError("must be 64 hex digits");
   return hash;
-}
-
-function usage(output: Output, message: string): number {
-  printFailure(new LucidError("CONFIG_INVALID", message), output.json);
-  return EXIT_USAGE;
 }
 
 function expectedLeaf({ index, leafHash }: VerifyProofFlags): ExpectedLeaf {
@@ -87,27 +74,21 @@ function expectedLeaf({ index, leafHash }: VerifyProofFlags): ExpectedLeaf {
 }
 
 async function headsOf(
-  { checkpoint, manifest }: VerifyProofFlags,
+  { checkpoint = [], manifest = [] }: VerifyProofFlags,
   keys: readonly Uint8Array[],
 ): Promise<readonly (readonly [path: string, verdict: HeadVerdict])[]> {
   const checkpoints = checkpoint.map(
     async (path) => [path, headOfCheckpoint(await readText(path, CHECKPOINT_CHARS_MAX), keys)] as const,
   );
   const manifests = manifest.map(
-    async (path) => [path, headOfManifest(await readBytes(path, MANIFEST_BYTES_MAX), keys)] as const,
+    async (path) => [path, headOfManifest(await readNamed(path, MANIFEST_BYTES_MAX), keys)] as const,
   );
   return Promise.all([...checkpoints, ...manifests]);
 }
 
-async function readBytes(path: string, bytesMax: number): Promise<Uint8Array> {
-  const bytes = await readAtMost(path, bytesMax);
-  if (bytes === undefined) throw new LucidError("CONFIG_INVALID", `${path} can't be read: check its path`);
-  return bytes;
-}
-
 /** Latin-1 for what isn't UTF-8, so that no such file has the text of another one: it is then refused as malformed. */
 async function readText(path: string, bytesMax: number): Promise<string> {
-  const bytes = await readBytes(path, bytesMax);
+  const bytes = await readNamed(path, bytesMax);
   try {
     return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch {
@@ -115,19 +96,19 @@ async function readText(path: string, bytesMax: number): Promise<string> {
   }
 }
 
-function report(output: Output, verdict: ProofVerdict): number {
+async function report(output: Output, verdict: ProofVerdict): Promise<number> {
   if (!verdict.ok) return reportRefusal(output, undefined, verdict.reason);
   const { verified } = verdict;
   if (verified.kind === "consistency") {
     const { head1, head2 } = verified;
-    output.result(
+    await output.result(
       { verified: true, kind: verified.kind, ...headJson(head2), size1: head1.size, size2: head2.size },
       `VERIFIED: the tree of ${head2.sessionId} at ${head2.size} leaves has its first ${head1.size} unchanged`,
     );
     return 0;
   }
   const { head, index, leafHash, leaf } = verified;
-  output.result(
+  await output.result(
     {
       verified: true,
       kind: verified.kind,
@@ -150,8 +131,44 @@ function headJson({ sessionId, size, root, hashAlgorithm }: Checkpoint): object 
   return { session_id: sessionId, tree_size: size, root_hash: toHex(root), hash_algorithm: hashAlgorithm };
 }
 
-function reportRefusal(output: Output, file: string | undefined, reason: string): number {
+async function reportRefusal(
+  output: Output,
+  file: string | undefined,
+  reason: ProofRefusal,
+): Promise<number> {
   const what = file === undefined ? "the proof" : file;
-  output.result({ verified: false, file: file ?? null, reason }, `REFUSED: ${what}: ${reason}`);
+  await output.result(
+    { verified: false, file: file ?? null, reason },
+    `REFUSED: ${what}: ${REFUSAL_WORDS[reason]} [${reason}]`,
+  );
   return EXIT_FAILURE;
 }
+
+const REFUSAL_WORDS: Readonly<Record<ProofRefusal, string>> = {
+  malformed: "it doesn't have the form of docs/formats.md, byte for byte",
+  "size-zero": "it is of an empty tree, in which nothing is",
+  "size-out-of-range": "its tree has more leaves than there can be",
+  "index-beyond-size": "its index isn't in a tree of that size",
+  "sizes-reversed": "the tree that it says came first is the larger one",
+  "hash-length": "one of its hashes doesn't have 32 bytes",
+  "path-length": "its path doesn't have the length that index and size ask for",
+  "root-mismatch": "its path doesn't lead to the root: leaf, path or root was changed",
+  "not-the-trusted-root": "its root isn't the signed one of that size",
+  "not-the-expected-session": "it is of another session",
+  "no-signature-of-a-pinned-key": "no pinned key has signed it",
+  "signature-invalid": "its signature by a pinned key is wrong: it was changed, or forged",
+  "too-large": "it is larger than any manifest",
+  "not-utf8": "it isn't UTF-8",
+  "not-json": "it isn't JSON",
+  "wrong-form": "it doesn't have the fields of a manifest",
+  "not-canonical": "it isn't in its one canonical spelling (RFC 8785)",
+  "key-not-pinned": "it is signed by a key that isn't pinned",
+  inconsistent: "its fields contradict one another",
+  "no-trusted-head-of-this-size":
+    "none of the checkpoints and manifests given is of its tree size; get one of that size, or the proof anew",
+  "no-leaf": "it doesn't bring its leaf along, so that its place can't be checked",
+  "leaf-malformed": "its leaf doesn't have the form of a leaf",
+  "leaf-of-another-place": "its leaf is of another session or index",
+  "not-the-expected-leaf": "it is of another leaf than --leaf-hash",
+  "not-the-expected-index": "it is of another chunk than --index",
+};

@@ -1,5 +1,3 @@
-import { createReadStream, existsSync } from "node:fs";
-import { open } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import type { Command } from "commander";
@@ -14,20 +12,17 @@ import {
   type BlobCheck,
   type BlobReader,
   hashingBlobCheck,
-  type ManifestFolder,
   openingBlobCheck,
   type Refusal,
   type VerifiedSession,
   verifySession,
 } from "../pipeline/verify-session.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
+import { manifestFolder, readNamed, readUpTo } from "./files.ts";
 import { openStores } from "./open-stores.ts";
-import { formatBytes, formatTable, type Output, printFailure } from "./output.ts";
+import { formatBytes, formatTable, type Output } from "./output.ts";
 import { type KeyFlags, NO_KEY_PINNED, pinnedKeys, withKeyOptions } from "./pinned-keys.ts";
 
-/** Usage, as session-processor.ts reports it. */
-export const EXIT_USAGE = 2;
-const READ_BYTES = 1_048_576;
 /** Below this, starting threads takes longer than they save. */
 const THREADS_CHUNKS_MIN = 20_000;
 const THREADS_MAX = 4;
@@ -48,17 +43,17 @@ export function verifyCommand(): Command {
     .action((file: string, flags: VerifyFlags) =>
       perform(flags.json, async (output, signal) => {
         const keys = await pinnedKeys(flags);
-        if (keys.length === 0) return usage(output, NO_KEY_PINNED);
+        if (keys.length === 0) throw new LucidError("CONFIG_INVALID", NO_KEY_PINNED);
         if (flags.data === true && flags.blobs !== undefined)
-          return usage(output, "--data and --blobs exclude one another");
-        const bytes = await readManifest(file);
+          throw new LucidError("CONFIG_INVALID", "--data and --blobs exclude one another");
+        const bytes = await readNamed(file, MANIFEST_BYTES_MAX);
         const blobs = await blobSource(flags, bytes, signal);
         // Nothing in the manifest is believed before it is verified; this only gives the bar its length.
         const count = claimedCount(bytes);
         const threads = count >= THREADS_CHUNKS_MIN && blobs === undefined ? lineThreads() : undefined;
         const bar = output.progress("verify", count, "chunks");
         try {
-          const verdict = await verifySession(bytes, folderOf(file), {
+          const verdict = await verifySession(bytes, manifestFolder(dirname(file)), {
             pinnedKeys: keys,
             signal,
             onProgress: (chunks) => bar.update(chunks),
@@ -66,8 +61,8 @@ export function verifyCommand(): Command {
             ...(threads === undefined ? {} : { checkLines: (request) => threads.check(request) }),
           });
           bar.stop();
-          if (!verdict.ok) return reportRefusal(output, file, verdict.refusal);
-          report(output, verdict.verified, blobs?.depth ?? "not checked");
+          if (!verdict.ok) return await reportRefusal(output, file, verdict.refusal);
+          await report(output, verdict.verified, blobs?.depth ?? "not checked");
           return 0;
         } finally {
           bar.stop();
@@ -80,45 +75,6 @@ export function verifyCommand(): Command {
 
 function lineThreads(): LineThreads {
   return new LineThreads(Math.min(availableParallelism(), THREADS_MAX));
-}
-
-function usage(output: Output, message: string): number {
-  printFailure(new LucidError("CONFIG_INVALID", message), output.json);
-  return EXIT_USAGE;
-}
-
-async function readManifest(file: string): Promise<Uint8Array> {
-  const bytes = await readAtMost(file, MANIFEST_BYTES_MAX);
-  if (bytes !== undefined) return bytes;
-  throw new LucidError("CONFIG_INVALID", "the manifest can't be read: check its path");
-}
-
-/** `undefined` when there is no such file; what can't be read for another reason is an error. */
-export async function readAtMost(file: string, bytesMax: number): Promise<Uint8Array | undefined> {
-  if (!existsSync(file)) return undefined;
-  const handle = await open(file).catch((cause: unknown) => {
-    throw new LucidError("CONFIG_INVALID", `${file} can't be read`, { cause });
-  });
-  try {
-    const stats = await handle.stat();
-    if (!stats.isFile()) throw new LucidError("CONFIG_INVALID", `${file} is not a regular file`);
-    const bytes = new Uint8Array(Math.min(stats.size, bytesMax + 1));
-    const { bytesRead } = await handle.read(bytes, 0, bytes.byteLength, 0);
-    return bytes.subarray(0, bytesRead);
-  } finally {
-    await handle.close();
-  }
-}
-
-function folderOf(manifest: string): ManifestFolder {
-  const folder = dirname(manifest);
-  return {
-    read: (name, bytesMax) => readAtMost(join(folder, name), bytesMax),
-    stream(name) {
-      const path = join(folder, name);
-      return existsSync(path) ? createReadStream(path, { highWaterMark: READ_BYTES }) : undefined;
-    },
-  };
 }
 
 interface BlobSource {
@@ -141,7 +97,8 @@ async function blobSource(
 }
 
 function folderOfBlobs(folder: string): BlobReader {
-  return async ({ index, storedBytes }) => readAtMost(join(folder, `${index}.blob`), storedBytes);
+  return async ({ index, storedBytes }) =>
+    readUpTo(join(folder, `${index}.blob`), storedBytes, "BLOB_MALFORMED");
 }
 
 async function storedBlobs(config: Config, manifest: Uint8Array, signal: AbortSignal): Promise<BlobSource> {
@@ -188,20 +145,28 @@ function claimedSession(manifest: Uint8Array): SessionId {
   return (typeof id === "string" ? id : "") as SessionId;
 }
 
-function reportRefusal(output: Output, file: string, { part, place, code, reason }: Refusal): number {
+async function reportRefusal(
+  output: Output,
+  file: string,
+  { part, place, code, reason }: Refusal,
+): Promise<number> {
   const where = place === undefined ? part : `${part}, ${place}`;
-  output.result(
+  await output.result(
     { verified: false, file, part, place: place ?? null, code, reason },
     `REFUSED: ${where}: ${reason} [${code}]`,
   );
   return EXIT_FAILURE;
 }
 
-function report(output: Output, verified: VerifiedSession, blobs: "hashed" | "opened" | "not checked"): void {
+async function report(
+  output: Output,
+  verified: VerifiedSession,
+  blobs: "hashed" | "opened" | "not checked",
+): Promise<void> {
   const { manifest, chunks, anchor, blobBytes } = verified;
   const { merkle, session_metadata: session, signature } = manifest;
   const blobText = blobs === "not checked" ? "not checked (--data)" : `${blobs}, ${formatBytes(blobBytes)}`;
-  output.result(
+  await output.result(
     {
       verified: true,
       session_id: session.session_id,

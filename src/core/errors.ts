@@ -63,11 +63,16 @@ export const ERROR_DISPOSITIONS = {
   DOCUMENT_UNREADABLE: "retryable",
   // The process itself.
   CONFIG_INVALID: "fatal",
+  OUTPUT_FAILED: "fatal",
   LOCAL_SERVER_UNAVAILABLE: "fatal",
   INTERNAL: "retryable",
 } as const satisfies Record<string, ErrorDisposition>;
 
 export type ErrorCode = keyof typeof ERROR_DISPOSITIONS;
+
+export function isErrorCode(text: string): text is ErrorCode {
+  return Object.hasOwn(ERROR_DISPOSITIONS, text);
+}
 
 /**
  * The one error class. `message` says what is wrong and what to do, and never holds a secret, plaintext,

@@ -1,7 +1,7 @@
 import { toHex, utf8 } from "../core/bytes.ts";
-import { canonicalJson } from "../core/canonical-json.ts";
 import { errorCodeOf, LucidError } from "../core/errors.ts";
-import { manifestFileNames, manifestId } from "../core/manifest/names.ts";
+import { anchorFileText } from "../core/manifest/anchor-file.ts";
+import { manifestFileNames } from "../core/manifest/names.ts";
 import { sealedSession } from "../schema/manifest.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { AnchorRecord, SessionRecord } from "../schema/record.ts";
@@ -12,6 +12,7 @@ import {
   anchorIdempotencyKey,
 } from "./anchoring-engine.ts";
 import { sessionAnchoredEvent } from "./event-messages.ts";
+import { manifestKeyOf } from "./write-manifest.ts";
 import { type RelayPorts, relaySessionAnchored } from "./relay-events.ts";
 import { FirstSeen } from "./first-seen.ts";
 import type { Clock, ManifestFiles, ManifestStore, RandomBytes, SessionChange } from "./ports.ts";
@@ -22,9 +23,6 @@ const CLAIM_BYTES = 10;
 const TAKE_OVER_MS = 60_000;
 /** An engine that didn't answer for one session isn't asked for the others: each would cost the sweep all its time-outs. */
 const ENGINE_REST_MS = 30_000;
-
-/** Ids of an engine are short; its answers are checked for that where they come in. */
-const ANCHOR_FILE_LIMITS = { bytesMax: 16_384, depthMax: 4 };
 
 /** What this process knows: its own claims, for how long the engine hasn't known the others, and whether it answers. */
 export class AnchorClaims {
@@ -196,6 +194,13 @@ async function anchored(
   return reread(ports, session, signal);
 }
 
+/** The anchor file of an anchored session: all of it is in the session's document. */
+export function anchorFileOf(session: SessionRecord): Uint8Array {
+  const event = sessionAnchoredEvent(session);
+  const { event_id: _id, type: _type, version: _version, occurred_at, ...facts } = event;
+  return utf8(anchorFileText({ ...facts, hash_algorithm: session.hashAlgorithm, anchored_at: occurred_at }));
+}
+
 /** The anchor file, the manifest's status, the event, which is marked later: in this order, each repeatable. */
 async function announce(
   ports: AnchoringPorts,
@@ -203,23 +208,15 @@ async function announce(
   signal: AbortSignal,
 ): Promise<SessionRecord> {
   const { patience, manifests, files } = ports;
-  const sealed = sealedSession(session);
-  const { anchor: name } = manifestFileNames(session.id, sealed.manifestType);
+  const key = manifestKeyOf(session);
+  const { anchor: name } = manifestFileNames(session.id, key.type);
   const event = sessionAnchoredEvent(session);
-  const { event_id: _id, type: _type, version: _version, occurred_at, ...facts } = event;
-  const content = { ...facts, hash_algorithm: session.hashAlgorithm, anchored_at: occurred_at };
-  const file = canonicalJson("anchor", content, ANCHOR_FILE_LIMITS);
-  if ((await files.write(name, utf8(file))) === "differs") {
+  if ((await files.write(name, anchorFileOf(session))) === "differs") {
     throw new LucidError(
       "MANIFEST_INVALID",
       "the manifest directory holds another anchor file of this session",
     );
   }
-  const key = {
-    id: manifestId(session.id, sealed.manifestType),
-    sessionId: session.id,
-    type: sealed.manifestType,
-  };
   await patience("manifests.mark", signal, () => manifests.mark(key, "anchored"));
   ports.claims.forget(session.id);
   await relaySessionAnchored(ports, session, event, signal);

@@ -16,6 +16,7 @@ import { MANIFEST_BYTES_MAX, verifyManifest } from "../core/manifest/sign.ts";
 import { CHECKPOINT_CHARS_MAX, checkpointVerifierKey, verifyCheckpoint } from "../core/merkle/checkpoint.ts";
 import type { ManifestRecord } from "../schema/manifest.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
+import { anchorFileOf } from "./anchor-session.ts";
 import type { ChunksOutcome, ChunkWitness } from "./fsck-chunks.ts";
 import type { Findings, NewFinding, Severity } from "./fsck-findings.ts";
 import { same, type TreeVerdict } from "./fsck-tree.ts";
@@ -49,12 +50,23 @@ export interface ClosingFacts {
   readonly sealedForMs: number;
 }
 
+/** What is stored of a manifest that was written. */
+interface Documents {
+  readonly text: string;
+  /** Of that text; absent where it is refused. */
+  readonly manifest: Manifest | undefined;
+  /** The checkpoint's; absent where it is refused. */
+  readonly note: string | undefined;
+  readonly keys: readonly Uint8Array[];
+}
+
 /** The checks that follow the root: checkpoint, manifest, its files, anchor. */
 export class ClosingCheck {
   readonly #ports: ClosingCheckPorts;
   readonly #findings: Findings;
   readonly #facts: ClosingFacts;
   readonly #pinnedKeys: readonly Uint8Array[];
+  #faults = 0;
 
   constructor(
     ports: ClosingCheckPorts,
@@ -82,10 +94,12 @@ export class ClosingCheck {
     await this.#checkStatus(id, record);
     const manifest = record?.text === undefined ? undefined : this.#checkText(id, record.text);
     const keys = this.#keysFor(manifest);
+    const before = this.#faults;
     this.#checkCheckpoint(keys, isGenerated);
+    const note = this.#faults === before ? session.checkpoint?.note : undefined;
     if (manifest !== undefined) this.#checkContent(id, manifest, sealed, witness);
     if (isGenerated && record.text !== undefined) {
-      await this.#checkFiles(sealed, record.text, manifest, witness);
+      await this.#checkFiles(sealed, { text: record.text, manifest, note, keys }, witness);
     }
     this.#checkAnchorRecord();
     return record?.text !== undefined && this.#pinnedKeys.length === 0;
@@ -211,32 +225,70 @@ export class ClosingCheck {
 
   async #checkFiles(
     sealed: SealedSession,
-    text: string,
-    manifest: Manifest | undefined,
+    { text, manifest, note, keys }: Documents,
     witness: ManifestWitness,
   ): Promise<void> {
     const { folder } = this.#ports;
     if (folder === undefined) return;
     const names = manifestFileNames(sealed.id, sealed.manifestType);
-    const note = this.#facts.session.checkpoint?.note;
     // In the order in which they are written: whoever sees the manifest sees the others.
     await this.#checkChunksFile(names, manifest, witness);
-    if (note !== undefined) await this.#checkFile(folder, names.checkpoint, utf8(note), CHECKPOINT_CHARS_MAX);
-    await this.#checkFile(folder, names.manifest, utf8(text), MANIFEST_BYTES_MAX);
+    await this.#checkFile(
+      folder,
+      names.checkpoint,
+      note === undefined ? undefined : utf8(note),
+      CHECKPOINT_CHARS_MAX,
+    );
+    if (manifest !== undefined) await this.#checkFile(folder, names.manifest, utf8(text), MANIFEST_BYTES_MAX);
+    else await this.#checkUnmatched(folder, names.manifest, utf8(text), keys);
     await this.#checkAnchorFile(folder, names.anchor, manifest);
   }
 
   async #checkFile(
     folder: ManifestFolder,
     name: string,
-    stored: Uint8Array,
+    stored: Uint8Array | undefined,
     bytesMax: number,
   ): Promise<void> {
-    const file = await folder.read(name, bytesMax);
+    const file = await this.#readFile(folder, name, bytesMax);
+    if (file === "no file") return;
     if (file === undefined) await this.#fileMissing(name, stored);
-    else if (!same(file, stored)) {
+    // What the document says is refused already, and the file may be the sound one.
+    else if (stored !== undefined && !same(file, stored)) {
       const problem = "it has other bytes than the document that it was written from";
       this.#add({ kind: "file-differs", place: { what: "file", name }, problem });
+    }
+  }
+
+  /** The manifest's file where its document is refused: it may be the only sound one, or as bad. */
+  async #checkUnmatched(
+    folder: ManifestFolder,
+    name: string,
+    refused: Uint8Array,
+    keys: readonly Uint8Array[],
+  ): Promise<void> {
+    const file = await this.#readFile(folder, name, MANIFEST_BYTES_MAX);
+    if (file === "no file") return;
+    if (file === undefined) await this.#fileMissing(name, undefined);
+    else if (!same(file, refused) && !verifyManifest(file, keys).ok) {
+      const problem = "it is refused, as its document is";
+      const action = "copy the file from a backup: the documents don't give it";
+      this.#add({ kind: "file-differs", place: { what: "file", name }, problem, action });
+    }
+  }
+
+  /** What has the name and isn't a regular file is reported, once and here. */
+  async #readFile(
+    folder: ManifestFolder,
+    name: string,
+    bytesMax: number,
+  ): Promise<Uint8Array | "no file" | undefined> {
+    try {
+      return await folder.read(name, bytesMax);
+    } catch (thrown) {
+      const problem = noFileProblem(thrown);
+      this.#add({ kind: "file-differs", place: { what: "file", name }, problem });
+      return "no file";
     }
   }
 
@@ -256,7 +308,11 @@ export class ClosingCheck {
       return;
     }
     await witness.lines.finish(this.#facts.session.tree.size);
-    const { differing } = witness.lines;
+    const { differing, problem: noFile } = witness.lines;
+    if (noFile !== undefined) {
+      this.#add({ kind: "file-differs", place: { what: "file", name }, problem: noFile });
+      return;
+    }
     if (differing.length === 0 && (isOfManifest || manifest === undefined)) return;
     const fileIsSigned = manifest !== undefined && (await this.#isSignedFile(name, manifest));
     if (fileIsSigned) {
@@ -326,10 +382,12 @@ export class ClosingCheck {
     manifest: Manifest | undefined,
   ): Promise<void> {
     const { anchor, anchoredEvent } = this.#facts.session;
-    const bytes = await folder.read(name, ANCHOR_FILE_BYTES_MAX);
+    const bytes = await this.#readFile(folder, name, ANCHOR_FILE_BYTES_MAX);
+    if (bytes === "no file") return;
     if (bytes === undefined) {
       // Written before the event is sent.
-      if (anchoredEvent === "sent") await this.#fileMissing(name, undefined);
+      if (anchoredEvent === "sent")
+        await this.#fileMissing(name, anchorFileIn(this.#facts.session, manifest));
       return;
     }
     if (manifest === undefined) return;
@@ -358,6 +416,7 @@ export class ClosingCheck {
   }
 
   #add(finding: Omit<NewFinding, "session">): void {
+    this.#faults += 1;
     this.#findings.add({ ...finding, session: this.#facts.session.id });
   }
 }
@@ -423,6 +482,8 @@ export class ManifestWitness implements ChunkWitness {
 /** The chunks file, read along with the documents, a block at a time. */
 class ChunksFileComparison {
   readonly differing: number[] = [];
+  /** Why it isn't a file at all. */
+  problem: string | undefined;
   readonly #lines: AsyncGenerator<string>;
   #nextIndex = 0;
 
@@ -450,13 +511,32 @@ class ChunksFileComparison {
 
   async #next(): Promise<string | undefined> {
     this.#nextIndex += 1;
-    const next: IteratorResult<string, unknown> = await this.#lines.next();
-    return next.done === true ? undefined : next.value;
+    try {
+      const next: IteratorResult<string, unknown> = await this.#lines.next();
+      return next.done === true ? undefined : next.value;
+    } catch (thrown) {
+      this.problem = noFileProblem(thrown);
+      return undefined;
+    }
   }
 
   #differs(index: number): void {
     if (this.differing.length < LINES_NAMED_MAX) this.differing.push(index);
   }
+}
+
+/** The anchor file, if the session's document has all of it and it belongs to the manifest. */
+function anchorFileIn(session: SessionRecord, manifest: Manifest | undefined): Uint8Array | undefined {
+  if (session.anchor?.status !== "confirmed" || session.anchor.anchoredAt === undefined) return undefined;
+  const file = anchorFileOf(session);
+  return manifest !== undefined && verifyAnchorFile(file, manifest).ok ? file : undefined;
+}
+
+/** The message of MANIFEST_INVALID, with which a folder reports what isn't a regular file; all else is thrown on. */
+function noFileProblem(thrown: unknown): string {
+  const { code, message } = asLucidError(thrown);
+  if (code !== "MANIFEST_INVALID") throw thrown;
+  return message;
 }
 
 async function* textLines(blocks: AsyncIterable<Uint8Array>): AsyncGenerator<string> {

@@ -18,6 +18,8 @@ const RESTORE_CHUNK =
 const RESTORE_BLOB =
   "restore this blob from a backup of `chunk_blobs`, or from what storage received with chunk.completed";
 const RESTORE_SESSION = "restore the session's document from a backup of `sessions`; never edit a tree head";
+const RESTORE_MANIFEST =
+  "restore the document from a backup of `manifests`; its text is that of the manifest's file, if `verify` accepts that";
 const REBUILD_TILE = "run fsck --repair: the tile is written again from the chunk documents";
 const WAIT = "let a worker run: its sweeper finishes it; if it stays, see that worker's log for the session";
 const SUSPECT_FILE = "find out what wrote it; move it away, and run fsck --repair to write ours again";
@@ -87,7 +89,7 @@ export const FINDING_KINDS = {
       "if the signing key was changed, name the earlier public key with --key; else restore the document",
   },
   "checkpoint-wrong": { severity: "error", action: RESTORE_SESSION },
-  "manifest-missing": { severity: "error", action: "restore the document from a backup of `manifests`" },
+  "manifest-missing": { severity: "error", action: RESTORE_MANIFEST },
   "manifest-pending": { severity: "warning", action: WAIT },
   "manifest-failed": {
     severity: "warning",
@@ -95,8 +97,7 @@ export const FINDING_KINDS = {
   },
   "manifest-invalid": {
     severity: "error",
-    action:
-      "if the signing key was changed, name the earlier public key with --key; else restore the document",
+    action: `if the signing key was changed, name the earlier public key with --key; else ${RESTORE_MANIFEST}`,
   },
   "manifest-differs": {
     severity: "error",

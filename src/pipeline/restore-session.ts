@@ -1,22 +1,18 @@
 import { bytesEqual } from "../core/bytes.ts";
 import type { KeyRing } from "../core/encrypt/kek.ts";
-import { plainMacKey } from "../core/encrypt/commit.ts";
-import { saltOf } from "../core/encrypt/sealed-blob.ts";
-import { unwrapSecret } from "../core/encrypt/session-secret.ts";
 import { LucidError } from "../core/errors.ts";
-import { type LeafHash, leafIndex, type NodeHash, type SessionId } from "../core/ids.ts";
+import type { NodeHash, SessionId } from "../core/ids.ts";
+import { leafHashOf } from "../core/manifest/chunk-line.ts";
 import { appendLeaves, emptyFrontier, type Frontier, rootOf } from "../core/merkle/frontier.ts";
 import { treeHasher } from "../core/merkle/hash.ts";
-import { encodeLeaf } from "../core/merkle/leaf.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
+import { OpeningKeys } from "./opening-keys.ts";
 import type { BlobStore, ChunkStore, KernelThreads, SessionStore } from "./ports.ts";
 
 /** Chunk documents that one query brings. */
 const PAGE_CHUNKS = 128;
 /** Chunks that are opened ahead of the one that is being written. */
 const AHEAD_CHUNKS_MAX = 4;
-/** Derived keys that are kept; each epoch of each process has its own. */
-const KEYS_CACHED_MAX = 64;
 
 export interface RestorePorts {
   readonly sessions: SessionStore;
@@ -64,7 +60,7 @@ export async function* restoreChunks(
   signal: AbortSignal,
 ): AsyncGenerator<RestoredChunk> {
   const hasher = treeHasher(session.hashAlgorithm);
-  const keys = new RestoreKeys(ports, session);
+  const keys = new OpeningKeys(ports.threads, ports.keyRing, session);
   let frontier: Frontier = emptyFrontier();
   const isWholeTree = range.from === 0 && range.to === session.tree.size;
   for await (const { chunk, opened } of openedAhead(ports, session, keys, range, signal)) {
@@ -89,7 +85,7 @@ interface Opening {
 async function* openedAhead(
   ports: RestorePorts,
   session: SessionRecord,
-  keys: RestoreKeys,
+  keys: OpeningKeys,
   range: RestoreRange,
   signal: AbortSignal,
 ): AsyncGenerator<Opening> {
@@ -132,7 +128,7 @@ function missingChunk(): LucidError {
 async function openCommitted(
   ports: RestorePorts,
   session: SessionRecord,
-  keys: RestoreKeys,
+  keys: OpeningKeys,
   chunk: ChunkRecord,
   signal: AbortSignal,
 ): Promise<Uint8Array> {
@@ -140,22 +136,9 @@ async function openCommitted(
   const blob = await ports.blobs.read(chunk.blobId);
   if (blob === undefined)
     throw new LucidError("BLOB_MISSING", "a committed chunk's blob is not in the store; run fsck");
-  const { key, plainMacKey: macKey } = await keys.forChunk(chunk.keyVersion, blob);
+  const { key, plainMacKey } = await keys.forBlob(chunk.keyVersion, blob);
   const { payload } = await ports.threads.open(
-    {
-      sessionId: chunk.sessionId,
-      chunkId: chunk.chunkId,
-      index: chunk.index,
-      codec: chunk.codec,
-      originalLength: chunk.originalBytes,
-      keyVersion: chunk.keyVersion,
-      blob,
-      blobBlake3: chunk.blobBlake3,
-      keyCommit: chunk.keyCommit,
-      plainMac: chunk.plainMac,
-      key,
-      plainMacKey: macKey,
-    },
+    { ...chunk, originalLength: chunk.originalBytes, blob, key, plainMacKey },
     signal,
   );
   return payload;
@@ -163,72 +146,8 @@ async function openCommitted(
 
 /** The document's fields must make the leaf hash that is in the tree: what they say is then what was signed. */
 function checkLeaf(session: SessionRecord, chunk: ChunkRecord): void {
-  const leafHash: LeafHash = treeHasher(session.hashAlgorithm).leaf(
-    encodeLeaf({
-      sessionId: chunk.sessionId,
-      index: leafIndex(chunk.index),
-      chunkId: chunk.chunkId,
-      codec: chunk.codec,
-      originalLength: chunk.originalBytes,
-      storedLength: chunk.storedBytes,
-      blobBlake3: chunk.blobBlake3,
-      keyCommit: chunk.keyCommit,
-      plainMac: chunk.plainMac,
-    }),
-  );
+  const leafHash = leafHashOf(session.id, chunk, treeHasher(session.hashAlgorithm));
   if (!bytesEqual(leafHash, chunk.leafHash)) {
     throw new LucidError("TREE_CORRUPT", "a chunk document's fields don't make its leaf hash; run fsck");
-  }
-}
-
-/** Session secrets by key version and derived keys by salt, each opened once. */
-class RestoreKeys {
-  readonly #ports: RestorePorts;
-  readonly #session: SessionRecord;
-  readonly #secrets = new Map<number, { readonly text: string; readonly plainMacKey: Uint8Array }>();
-  readonly #derived = new Map<string, Promise<Uint8Array>>();
-
-  constructor(ports: RestorePorts, session: SessionRecord) {
-    this.#ports = ports;
-    this.#session = session;
-  }
-
-  async forChunk(
-    keyVersion: number,
-    blob: Uint8Array,
-  ): Promise<{ readonly key: Uint8Array; readonly plainMacKey: Uint8Array }> {
-    const secret = this.#secret(keyVersion);
-    const salt = saltOf(blob);
-    const cacheKey = `${keyVersion}:${Buffer.from(salt).toString("base64")}`;
-    let key = this.#derived.get(cacheKey);
-    if (key === undefined) {
-      // A copy: the blob's memory moves to a CPU thread.
-      key = this.#ports.threads.deriveKey(secret.text, salt.slice());
-      key.catch(() => this.#derived.delete(cacheKey));
-      this.#derived.set(cacheKey, key);
-      const oldest = this.#derived.keys().next();
-      if (this.#derived.size > KEYS_CACHED_MAX && oldest.done !== true) this.#derived.delete(oldest.value);
-    }
-    return { key: await key, plainMacKey: secret.plainMacKey };
-  }
-
-  #secret(keyVersion: number): { readonly text: string; readonly plainMacKey: Uint8Array } {
-    const known = this.#secrets.get(keyVersion);
-    if (known !== undefined) return known;
-    const wrapped = this.#session.keys.find((key) => key.keyVersion === keyVersion);
-    if (wrapped === undefined) {
-      throw new LucidError(
-        "SECRET_UNWRAP_FAILED",
-        "the session's secret of that key version is gone (shredded?)",
-      );
-    }
-    const text = unwrapSecret(wrapped.wrapped, {
-      kek: this.#ports.keyRing.kek(wrapped.kekVersion),
-      sessionId: this.#session.id,
-      keyVersion,
-    });
-    const secret = { text, plainMacKey: plainMacKey(text) };
-    this.#secrets.set(keyVersion, secret);
-    return secret;
   }
 }

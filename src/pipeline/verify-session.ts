@@ -15,7 +15,7 @@ import { OpeningKeys } from "./opening-keys.ts";
 import type { KernelThreads } from "./ports.ts";
 import type { KeyRing } from "../core/encrypt/kek.ts";
 
-/** The files beside a manifest. */
+/** The files beside a manifest. MANIFEST_INVALID is thrown for what has the name of one and isn't a regular file. */
 export interface ManifestFolder {
   /** At most `bytesMax` + 1 bytes; `undefined` when there is no file of that name. */
   read(name: string, bytesMax: number): Promise<Uint8Array | undefined>;
@@ -125,7 +125,7 @@ async function checkCheckpoint(
   { pinnedKeys }: SessionChecks,
 ): Promise<void> {
   const part = "checkpoint";
-  const bytes = await folder.read(name, CHECKPOINT_CHARS_MAX);
+  const bytes = await readPart(folder, part, name, CHECKPOINT_CHARS_MAX);
   if (bytes === undefined) throw absent(part, name);
   const session = session_metadata.session_id as SessionId;
   const keys = pinnedKeys.map((key) => checkpointVerifierKey(session, merkle.hash_algorithm, key));
@@ -147,11 +147,12 @@ async function checkAnchor(
   name: string,
   manifest: Manifest,
 ): Promise<AnchorFile | undefined> {
-  const bytes = await folder.read(name, ANCHOR_FILE_BYTES_MAX);
+  const part = "anchor file";
+  const bytes = await readPart(folder, part, name, ANCHOR_FILE_BYTES_MAX);
   if (bytes === undefined) return undefined;
   const verdict = verifyAnchorFile(bytes, manifest);
   if (verdict.ok) return verdict.anchor;
-  throw new Refused({ part: "anchor file", code: "MANIFEST_INVALID", reason: verdict.detail });
+  throw new Refused({ part, code: "MANIFEST_INVALID", reason: verdict.detail });
 }
 
 async function checkChunks(
@@ -222,6 +223,7 @@ async function checkChunksElsewhere(
     while (ahead.length > 0) await settleFirst();
     verifier.finish();
   } catch (thrown) {
+    if (thrown instanceof Refused) throw thrown;
     const { code } = asLucidError(thrown);
     if (code === "MANIFEST_INVALID" || code === "TREE_CORRUPT") {
       throw await firstWrongLine(folder, manifest, thrown);
@@ -238,13 +240,37 @@ function joined(left: Uint8Array, right: Uint8Array): Uint8Array<ArrayBuffer> {
   return both;
 }
 
-function chunksBlocks(
+async function* chunksBlocks(
   folder: ManifestFolder,
   { chunks_file: { name } }: Manifest,
-): AsyncIterable<Uint8Array> {
+): AsyncGenerator<Uint8Array> {
+  const part = "chunks file";
   const blocks = folder.stream(name);
-  if (blocks === undefined) throw absent("chunks file", name);
-  return blocks;
+  if (blocks === undefined) throw absent(part, name);
+  try {
+    yield* blocks;
+  } catch (thrown) {
+    throw refusedFile(part, thrown);
+  }
+}
+
+async function readPart(
+  folder: ManifestFolder,
+  part: VerifiedPart,
+  name: string,
+  bytesMax: number,
+): Promise<Uint8Array | undefined> {
+  try {
+    return await folder.read(name, bytesMax);
+  } catch (thrown) {
+    throw refusedFile(part, thrown);
+  }
+}
+
+/** What isn't even a file is refused as what it stands for; one that can't be read says nothing about the session. */
+function refusedFile(part: VerifiedPart, thrown: unknown): unknown {
+  const { code, message } = asLucidError(thrown);
+  return code === "MANIFEST_INVALID" ? new Refused({ part, code, reason: message }) : thrown;
 }
 
 /** Blocks are checked as a whole, for speed; only a file that was refused is read again line by line, to name the line. */
@@ -257,7 +283,7 @@ async function firstWrongLine(folder: ManifestFolder, manifest: Manifest, first:
       line += 1;
     }
   } catch (thrown) {
-    return refusedChunks(thrown, `line ${line}`);
+    return thrown instanceof Refused ? thrown : refusedChunks(thrown, `line ${line}`);
   }
   return refusedChunks(first, undefined);
 }

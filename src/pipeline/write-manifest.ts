@@ -47,12 +47,7 @@ export async function writeManifest(
   session: SessionRecord,
   signal: AbortSignal,
 ): Promise<{ readonly session: SessionRecord; readonly text: string }> {
-  const sealed = sealedSession(session);
-  const key: ManifestKey = {
-    id: manifestId(session.id, sealed.manifestType),
-    sessionId: session.id,
-    type: sealed.manifestType,
-  };
+  const key = manifestKeyOf(session);
   const { patience, manifests, clock, observer } = ports;
   const known = await patience("manifests.find", signal, () => manifests.find(key.id));
   if (known?.text !== undefined && (known.status === "generated" || known.status === "anchored")) {
@@ -73,6 +68,12 @@ export async function writeManifest(
     await patience("manifests.mark", signal, () => manifests.mark(key, "error", `${code}: ${message}`));
     throw thrown;
   }
+}
+
+/** Of the one manifest that a sealed session has. */
+export function manifestKeyOf(session: SessionRecord): ManifestKey {
+  const { manifestType } = sealedSession(session);
+  return { id: manifestId(session.id, manifestType), sessionId: session.id, type: manifestType };
 }
 
 async function generate(

@@ -434,7 +434,8 @@ const IDENTIFIER = /^[A-Za-z_][A-Za-z0-9_]{0,63}$|^\d{1,9}$/;
 function loggedCause(cause: unknown): { readonly name: string; readonly code?: string } {
   if (!(cause instanceof Error)) return { name: typeof cause };
   const name = IDENTIFIER.test(cause.name) ? cause.name : "Error";
-  const code = "code" in cause ? String(cause.code) : "";
+  const code =
+    "code" in cause && ["string", "number"].includes(typeof cause.code) ? `${cause.code as string}` : "";
   return IDENTIFIER.test(code) ? { name, code } : { name };
 }
 

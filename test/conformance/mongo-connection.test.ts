@@ -6,7 +6,8 @@ import { ensureIndexes } from "../../src/adapters/mongo/indexes.ts";
 import { errorCodeOf } from "../../src/core/errors.ts";
 import type { LeafIndex, SessionId } from "../../src/core/ids.ts";
 import { bytesOf, chunk, newSession, tile, treeHead } from "../support/memory/records.ts";
-import { requireRealMongod, testServers, withDatabase } from "../support/servers.ts";
+import { withDatabase } from "../../deploy/local/trial.ts";
+import { requireRealMongod, testServers } from "../support/servers.ts";
 import { mongoStores, type Stores } from "./stores.ts";
 
 const servers = testServers();

@@ -1,11 +1,14 @@
+import { spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { Deployment, payloadOf, untilSealed } from "../support/deployment.ts";
 import { testServers } from "../support/servers.ts";
-import { type ProgramResult, runProgram } from "../support/worker-process.ts";
+import { type ProgramResult, runProgram, until } from "../support/worker-process.ts";
 
 const servers = testServers();
+const DOOR = fileURLToPath(new URL("../../src/cli/bin.js", import.meta.url));
 
 const EXIT_FAILURE = 1;
 const EXIT_USAGE = 2;
@@ -16,8 +19,8 @@ function resultOf({ code, stdout, stderr }: ProgramResult): unknown {
   return JSON.parse(stdout);
 }
 
-function failureOf({ code, stdout, stderr }: ProgramResult): unknown {
-  expect({ code, stdout }).toEqual({ code: EXIT_FAILURE, stdout: "" });
+function failureOf({ code, stdout, stderr }: ProgramResult, exitCode: number): unknown {
+  expect({ code, stdout }).toEqual({ code: exitCode, stdout: "" });
   return (JSON.parse(stderr) as { error: unknown }).error;
 }
 
@@ -38,6 +41,7 @@ describe("the commands", () => {
       bytes: content.byteLength,
       chunk_count: 3,
       finalized: false,
+      session_checked: true,
     });
     const more = ["enqueue", id, "-", "--first-index", "3", "--store", "inline", "--algorithm", "brotli"];
     expect(resultOf(await run([...more, "--json"], "from standard input"))).toMatchObject({
@@ -51,6 +55,7 @@ describe("the commands", () => {
     expect(resultOf(await run(["finalize", id, "--chunks", "4", "--json"]))).toEqual({
       session_id: id,
       chunk_count: 4,
+      session_checked: true,
     });
 
     await deployment.readyWorker();
@@ -68,9 +73,38 @@ describe("the commands", () => {
     expect(Buffer.compare(readFileSync(output), expected)).toBe(0);
     const last = await run(["restore", id, "--from", "3"]);
     expect(last).toMatchObject({ code: 0, stdout: "from standard input" });
+
+    // What can only become a dead letter isn't queued.
+    const doomed: readonly (readonly [string, readonly string[]])[] = [
+      ["SESSION_SEALED", ["enqueue", id, input, "--first-index", "4"]],
+      ["SESSION_SEALED", ["enqueue", id, input, "--chunk-size", "10000"]],
+      ["CHUNK_CONFLICT", ["enqueue", id, input, "--chunk-size", "250001"]],
+      ["FINALIZE_COUNT_CONFLICT", ["enqueue", id, input, "--chunk-size", "100000", "--finalize"]],
+      ["FINALIZE_COUNT_CONFLICT", ["finalize", id, "--chunks", "5"]],
+      ["SESSION_UNKNOWN", ["finalize", `${id}-other`]],
+    ];
+    for (const [code, args] of doomed) {
+      expect(failureOf(await run([...args, "--json"]), EXIT_FAILURE), args.join(" ")).toMatchObject({ code });
+    }
+    const repeated = await run(["enqueue", id, input, "--chunk-size", "100000", "--json"]);
+    expect(resultOf(repeated)).toMatchObject({ chunks: 3 });
+    const withoutDatabase = await runProgram(["finalize", id, "--chunks", "5"], {
+      env: { ...deployment.env, MONGODB_URL: "" },
+      cwd: deployment.folder,
+    });
+    expect(withoutDatabase).toMatchObject({
+      code: 0,
+      stderr: expect.stringContaining("MONGODB_URL is not set: not checked") as unknown,
+    });
+    const failed = async (): Promise<boolean> => {
+      const { queues } = resultOf(await run(["status", "--json"])) as { queues: { failed_codes: object }[] };
+      return queues.some((queue) => "FINALIZE_COUNT_CONFLICT" in queue.failed_codes);
+    };
+    await until("status shows the code of the dead letter", failed, 30_000, 500);
+    expect((await run(["status"])).stdout).toMatch(/1 failed \(FINALIZE_COUNT_CONFLICT 1\)/);
   });
 
-  test("fail with 1 and a code on stderr, as an object with --json, and print no result", async () => {
+  test("fail with 1, or 2 for wrong usage, and a code on stderr, as an object with --json, and print no result", async () => {
     const deployment = new Deployment(servers);
     const run = (args: readonly string[], env: NodeJS.ProcessEnv = {}) =>
       runProgram(args, { env: { ...deployment.env, ...env }, cwd: deployment.folder });
@@ -78,9 +112,10 @@ describe("the commands", () => {
     writeFileSync(empty, "");
     const cases: readonly (readonly [string, readonly string[], NodeJS.ProcessEnv?])[] = [
       ["SESSION_UNKNOWN", ["status", "sess-nobody"]],
-      ["JOB_INVALID", ["finalize", "sess-1", "--chunks", "0"]],
+      ["JOB_INVALID", ["enqueue", "sess-1", empty, "--algorithm", "brotli", "--level", "12"]],
+      ["JOB_INVALID", ["finalize", "sess-1", "--chunks", "1", "--started-at", "noon"]],
       ["PAYLOAD_EMPTY", ["enqueue", "sess-1", empty]],
-      ["CONFIG_INVALID", ["enqueue", "sess-1", empty, "--chunk-size", "0"]],
+      ["CONFIG_INVALID", ["enqueue", "sess-1", empty, "--chunk-size", "9999999"]],
       ["CONFIG_INVALID", ["restore", "sess-1"]],
       ["CONFIG_INVALID", ["demo", "no-such-file"]],
       ["CONFIG_INVALID", ["status"], { REDIS_URL: "nonsense" }],
@@ -89,7 +124,11 @@ describe("the commands", () => {
     ];
     const failing = cases.map(async ([code, args, env]) => {
       const result = await run([...args, "--json"], env);
-      expect(failureOf(result), args.join(" ")).toMatchObject({ code, message: expect.any(String) });
+      const exitCode = code === "CONFIG_INVALID" || code === "JOB_INVALID" ? EXIT_USAGE : EXIT_FAILURE;
+      expect(failureOf(result, exitCode), args.join(" ")).toMatchObject({
+        code,
+        message: expect.any(String),
+      });
       expect(result.stderr).not.toContain("    at ");
     });
     await Promise.all(failing);
@@ -107,6 +146,9 @@ describe("the commands", () => {
       ["enqueue", "s", "f", "--no-such-option"],
       ["enqueue", "s", "f", "--first-index", "minus"],
       ["finalize", "s", "--type", "no-such-type"],
+      ["finalize", "s", "--chunks", "0"],
+      ["enqueue", "s", "f", "--chunk-size", "0"],
+      ["status", "no such id"],
     ];
     const refusing = wrong.map(async (args) => {
       const { code, stdout, stderr } = await run(args);
@@ -118,6 +160,18 @@ describe("the commands", () => {
     expect(help.code).toBe(0);
     for (const name of ["run", "demo", "enqueue", "finalize", "status", "restore", "config"])
       expect(help.stdout).toMatch(new RegExp(`^ +${name}\\b`, "m"));
+  });
+
+  test("are refused with one line by a Node.js that is too old", async () => {
+    const old =
+      "Object.defineProperty(process, 'versions', { value: { ...process.versions, node: '20.19.0' } })";
+    const child = spawnSync(process.execPath, ["--import", `data:text/javascript,${old}`, DOOR, "status"], {
+      encoding: "utf8",
+    });
+    expect(child).toMatchObject({ status: 1, stdout: "" });
+    expect(child.stderr).toMatch(/^error: this needs Node\.js 24 or newer[^\n]*\n$/);
+    const now = spawnSync(process.execPath, [DOOR, "--version"], { encoding: "utf8" });
+    expect(now.stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
 
   test("config prints every setting and its source, and no secret", async () => {

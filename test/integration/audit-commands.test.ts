@@ -20,21 +20,18 @@ import { asBuffer, toHex } from "../../src/core/bytes.ts";
 import type { ChunkRun, ChunkRunRequest } from "../../src/core/manifest/chunk-run.ts";
 import { parseInclusionProof } from "../../src/core/merkle/proof-json.ts";
 import { verifyInclusion } from "../../src/core/merkle/proof.ts";
-import { integrate } from "../../src/pipeline/integrate.ts";
 import { loadTree, proveConsistency, proveInclusion } from "../../src/pipeline/prove.ts";
 import { verifySession } from "../../src/pipeline/verify-session.ts";
 import { mongoStores, type Stores } from "../conformance/stores.ts";
 import { REPOSITORY } from "../support/planted-tree.ts";
 import {
+  copyToStores,
   folderWith,
-  impatient,
   KEK_TEXT,
-  NEVER,
   PINNED_KEY,
   type RecordedSession,
   recordSession,
   samplePayload,
-  silent,
 } from "../support/recorded-session.ts";
 import { testServers } from "../support/servers.ts";
 
@@ -58,26 +55,12 @@ beforeAll(async () => {
   connection = await connectMongo({ url: servers.mongodbUrl, appName: "audit" });
   await ensureIndexes(connection);
   stores = mongoStores(connection);
-  await copyToMongo();
+  await copyToStores(session, stores);
 });
 afterAll(async () => {
   await connection.close();
   rmSync(folder, { recursive: true, force: true });
 });
-
-/** The session as it is in MongoDB while it is open: chunks, blobs, tiles, head, and its signed checkpoint. */
-async function copyToMongo(): Promise<void> {
-  const { record, chunks, blobs, id } = session;
-  const [key] = record.keys;
-  if (key === undefined || record.checkpoint === undefined) throw new Error("a recorded session has both");
-  await stores.sessions.create({ id, hashAlgorithm: record.hashAlgorithm, key, createdAt: record.createdAt });
-  for (const [at, chunk] of chunks.entries()) {
-    await stores.blobs.insert(chunk.blobId, chunk, blobs[at] ?? new Uint8Array(0));
-    await stores.chunks.insert(chunk);
-  }
-  const grown = await integrate({ ...stores, observer: silent, patience: impatient }, id, NEVER);
-  await stores.sessions.replace(id, grown.version, { kind: "checkpoint", checkpoint: record.checkpoint });
-}
 
 interface Ran {
   readonly code: number;
@@ -166,13 +149,47 @@ describe("proofs over MongoDB", () => {
     expect((await run(["proof", session.id, "300"])).stderr).toContain("[PROOF_INVALID]");
     expect((await run(["proof", session.id, "0", "--size", "301"])).code).toBe(1);
     expect((await run(["proof", session.id, "0", "--size", "200", "--format", "tlog"])).code).toBe(1);
-    expect((await run(["proof", session.id, "0", "-o", "there.json"])).code).toBe(1);
+    expect((await run(["proof", session.id, "0", "-o", "there.json"])).code).toBe(2);
     expect(readFileSync(join(folder, "there.json"), "utf8")).toBe("mine");
     expect((await run(["proof", session.id, "x"])).code).toBe(2);
+  });
+
+  test("`proof -o` says how to check the proof, with all that it takes", async () => {
+    const one = await run(["proof", session.id, "7", "--size", "200", "-o", "two words.json"]);
+    expect(one.stdout).toContain(
+      "session-processor verify-proof 'two words.json' --checkpoint SIGNED_AT_200 --key PUBLIC_KEY",
+    );
+    const both = await run(["proof", session.id, "--consistency", "200", "-o", "grown.json"]);
+    expect(both.stdout).toContain("--checkpoint SIGNED_AT_200 --checkpoint SIGNED_AT_300 --key PUBLIC_KEY");
+    const tlog = await run(["proof", session.id, "7", "--format", "tlog", "-o", "seven.txt"]);
+    expect(tlog.stdout).toContain("verify-proof seven.txt --key PUBLIC_KEY\n");
   });
 });
 
 describe("verify-proof", () => {
+  test("says in words why it refuses, with the code behind", async () => {
+    await run(["proof", session.id, "9", "-o", "nine-again.json"]);
+    const refusing = [
+      "verify-proof",
+      "nine-again.json",
+      "--key",
+      KEY,
+      "--manifest",
+      manifest,
+      "--index",
+      "8",
+    ];
+    expect(await run(refusing)).toEqual({
+      code: 1,
+      stdout: "REFUSED: the proof: it is of another chunk than --index [not-the-expected-index]\n",
+      stderr: "",
+    });
+  });
+
+  test("shows no default for what may be repeated", async () => {
+    expect((await run(["verify-proof", "--help"])).stdout).not.toContain("default");
+  });
+
   test("without a pinned key, or without a signed size, is wrong usage", async () => {
     await run(["proof", session.id, "9", "-o", "nine.json"]);
     expect(await run(["verify-proof", "nine.json", "--manifest", manifest])).toEqual(
@@ -302,7 +319,7 @@ describe("keys generate --signing", () => {
   test("overwrites nothing, and prints no private key", async () => {
     writeFileSync(join(folder, "kept.pem"), "kept");
     chmodSync(join(folder, "kept.pem"), 0o600);
-    expect((await run(["keys", "generate", "--signing", "-o", "kept.pem"])).code).toBe(1);
+    expect((await run(["keys", "generate", "--signing", "-o", "kept.pem"])).code).toBe(2);
     expect(readFileSync(join(folder, "kept.pem"), "utf8")).toBe("kept");
     const { stdout, stderr } = await run(["keys", "generate", "--signing"]);
     expect(stdout + stderr).not.toContain("PRIVATE");

@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
@@ -100,6 +100,18 @@ async function startServices(): Promise<Services> {
   const [line] = (await once(createInterface({ input: child.stdout }), "line")) as [string];
   return { process: child, ...(JSON.parse(line) as Omit<Services, "process">) };
 }
+
+describe("npm run services", () => {
+  test.each([
+    ["--help", 0],
+    ["--nope", 2],
+  ])("with %s prints its usage and exits with %i", (flag, status) => {
+    const child = spawnSync(process.execPath, [SERVICES, flag], { encoding: "utf8" });
+    expect(child.status).toBe(status);
+    expect(status === 0 ? child.stdout : child.stderr).toContain("Usage: npm run services");
+    expect(child.stderr).not.toContain("    at ");
+  });
+});
 
 describe("both servers", () => {
   test(

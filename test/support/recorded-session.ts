@@ -17,6 +17,7 @@ import type { Clock, KernelThreads, Observer } from "../../src/pipeline/ports.ts
 import type { ManifestFolder } from "../../src/pipeline/verify-session.ts";
 import { writeManifest } from "../../src/pipeline/write-manifest.ts";
 import type { ChunkRecord, SessionRecord } from "../../src/schema/record.ts";
+import type { Stores } from "../conformance/stores.ts";
 import { MemoryBlobStore } from "./memory/blob-store.ts";
 import { MemoryChunkStore } from "./memory/chunk-store.ts";
 import { MemoryManifestFiles, MemoryManifestStore } from "./memory/manifest-store.ts";
@@ -192,6 +193,23 @@ function anchorFile({ id, tree, hashAlgorithm }: SessionRecord): Uint8Array {
     anchored_at: AT.toISOString(),
   };
   return utf8(canonicalJson("anchor", content, { bytesMax: 16_384, depthMax: 4 }));
+}
+
+/** The session as it is in MongoDB while it is open: chunks, blobs, tiles, head, and its signed checkpoint. */
+export async function copyToStores(
+  session: RecordedSession,
+  stores: Pick<Stores, "sessions" | "chunks" | "blobs" | "tiles">,
+): Promise<void> {
+  const { record, chunks, blobs, id } = session;
+  const [key] = record.keys;
+  if (key === undefined || record.checkpoint === undefined) throw new Error("a recorded session has both");
+  await stores.sessions.create({ id, hashAlgorithm: record.hashAlgorithm, key, createdAt: record.createdAt });
+  for (const [at, chunk] of chunks.entries()) {
+    await stores.blobs.insert(chunk.blobId, chunk, blobs[at] ?? new Uint8Array(0));
+    await stores.chunks.insert(chunk);
+  }
+  const grown = await integrate({ ...stores, observer: silent, patience: impatient }, id, NEVER);
+  await stores.sessions.replace(id, grown.version, { kind: "checkpoint", checkpoint: record.checkpoint });
 }
 
 /** The session's files as a folder, with some of them replaced, or removed by `undefined`. */

@@ -2,6 +2,7 @@ import { randomBytes } from "node:crypto";
 import { Redis } from "ioredis";
 import { MongoClient } from "mongodb";
 import { afterAll, inject, type TestContext } from "vitest";
+import { withDatabase } from "../../deploy/local/trial.ts";
 
 export interface ProvidedServer {
   readonly url: string;
@@ -62,13 +63,6 @@ export function testServers(): TestServers {
 export function requireRealMongod(ctx: TestContext): void {
   const { mongodb } = inject("servers");
   ctx.skip(mongodb.standIn, `needs a real mongod; this run uses ${mongodb.label}`);
-}
-
-/** Keeps hosts (there may be several) and options, replaces the path. */
-export function withDatabase(url: string, database: string): string {
-  const parts = /^(mongodb(?:\+srv)?:\/\/[^/?]+)(?:\/[^?]*)?(\?.*)?$/.exec(url);
-  if (parts === null) throw new Error("MONGODB_URL must look like mongodb://host:port/");
-  return `${parts[1]}/${database}${parts[2] ?? ""}`;
 }
 
 async function dropDatabase({ mongodbUrl, database }: TestServers): Promise<void> {

@@ -1,4 +1,5 @@
 import { beforeAll, describe, expect, test } from "vitest";
+import { utf8 } from "../../src/core/bytes.ts";
 import { LucidError } from "../../src/core/errors.ts";
 import type { LeafHash, LeafIndex, NodeHash, SessionId, TreeSize } from "../../src/core/ids.ts";
 import { leafHashOf } from "../../src/core/manifest/chunk-line.ts";
@@ -544,14 +545,14 @@ function root({ tree }: SessionRecord, at: number): NodeHash {
   return flipped(tree.root ?? new Uint8Array(32), at) as NodeHash;
 }
 
-describe("checkpoint", () => {
-  const changed =
-    (change: (checkpoint: NonNullable<SessionRecord["checkpoint"]>) => object): World["session"] =>
-    (record) =>
-      record.checkpoint === undefined
-        ? record
-        : { ...record, checkpoint: { ...record.checkpoint, ...change(record.checkpoint) } };
+const changed =
+  (change: (checkpoint: NonNullable<SessionRecord["checkpoint"]>) => object): World["session"] =>
+  (record) =>
+    record.checkpoint === undefined
+      ? record
+      : { ...record, checkpoint: { ...record.checkpoint, ...change(record.checkpoint) } };
 
+describe("checkpoint", () => {
   test.each([
     ["root", "checkpoint-wrong", (c: { root: NodeHash }) => ({ root: flipped(c.root, 0) })],
     ["size", "checkpoint-wrong", () => ({ size: 299 as TreeSize })],
@@ -588,14 +589,39 @@ describe("checkpoint", () => {
 describe("manifest", () => {
   const place = (): string => `manifest ${manifestId(id, "session_recording")}`;
 
-  test("with a changed byte is refused, and its file differs from it", async () => {
-    const report = await check({
-      manifest: (text) => text.replace('"chunk_count":300', '"chunk_count":301'),
-    });
+  const changedText = (text: string): string => text.replace('"chunk_count":300', '"chunk_count":301');
+
+  test("with a changed byte is refused, and its file, which is sound, is left alone", async () => {
+    const report = await check({ manifest: changedText });
+    expect(told(report)).toEqual([`manifest-invalid at ${place()}`]);
+    expect(onlyFinding(report)?.action).toContain("manifest's file");
+  });
+
+  test("with a changed byte is refused together with a file that has another", async () => {
+    const other = Buffer.from(fileOf(files().manifest)).toString("utf8").replace(":300", ":302");
+    const report = await check({ manifest: changedText, files: { [files().manifest]: utf8(other) } });
     expect(told(report)).toEqual([
       `manifest-invalid at ${place()}`,
       `file-differs at file ${files().manifest}`,
     ]);
+  });
+
+  test("with a changed byte, and a checkpoint with one, are never what a repair writes", async () => {
+    const written = new MemoryManifestFiles();
+    const report = await check({
+      manifest: changedText,
+      session: changed(({ note }) => ({ note: note.replace("\n300\n", "\n301\n") })),
+      files: { [files().manifest]: undefined, [files().checkpoint]: undefined },
+      ports: { files: written },
+      options: { repair: true },
+    });
+    expect(told(report)).toEqual([
+      "checkpoint-invalid at checkpoint",
+      `manifest-invalid at ${place()}`,
+      `file-missing at file ${files().checkpoint}`,
+      `file-missing at file ${files().manifest}`,
+    ]);
+    expect([...written.files.keys()]).toEqual([]);
   });
 
   test("of another session's making is told field by field", async () => {
@@ -645,7 +671,7 @@ describe("manifest", () => {
 });
 
 describe("files", () => {
-  test("that are missing are warnings, and written again byte for byte, but for the anchor's", async () => {
+  test("that are missing are warnings, and written again byte for byte", async () => {
     const names = Object.values(files());
     const written = new MemoryManifestFiles();
     const world = {
@@ -657,10 +683,23 @@ describe("files", () => {
     expect(report.worst).toBe("warning");
     expect(written.files.size).toBe(0);
     await check({ ...world, options: { repair: true } });
-    expect([...written.files.keys()].toSorted()).toEqual(
-      [files().chunks, files().checkpoint, files().manifest].toSorted(),
-    );
+    expect(new Set(written.files.keys())).toEqual(new Set(names));
     for (const [name, bytes] of written.files) expect(Buffer.compare(bytes, fileOf(name))).toBe(0);
+  });
+
+  test("a missing anchor file isn't written of a session that is not the manifest's", async () => {
+    const written = new MemoryManifestFiles();
+    const report = await check({
+      session: (record) => ({
+        ...record,
+        tree: { ...record.tree, root: new Uint8Array(32) as NonNullable<typeof record.tree.root> },
+      }),
+      files: { [files().anchor]: undefined },
+      ports: { files: written },
+      options: { repair: true },
+    });
+    expect(report.worst).toBe("error");
+    expect([...written.files.keys()]).toEqual([]);
   });
 
   test("a missing chunks file isn't written of documents that the manifest doesn't sign", async () => {

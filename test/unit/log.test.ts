@@ -158,6 +158,10 @@ describe("an error", () => {
   test("whose class or code is no identifier is not believed", () => {
     const cause = Object.assign(new Error("x"), { name: "PLAIN TEXT", code: "PLAIN TEXT" });
     expect(loggedError(new LucidError("INTERNAL", "m", { cause })).cause).toEqual({ name: "Error" });
+    const without = Object.assign(new TypeError("x"), { code: undefined });
+    expect(loggedError(new LucidError("INTERNAL", "m", { cause: without })).cause).toEqual({
+      name: "TypeError",
+    });
   });
 });
 

@@ -50,9 +50,18 @@ describe("the status of a session", () => {
       anchor: null,
       closed: false,
     });
+    expect(text).toMatch(/^missing +chunks 3–4$/m);
+    expect(text).toMatch(/^behind a gap +1 chunk$/m);
     expect(text).toMatch(/^checkpoint +signed at 3 chunks$/m);
     expect(text).toMatch(/^manifest +none: not sealed yet$/m);
     expect(healthy).toBe(false);
+  });
+
+  test("that misses single chunks names them as chunks, and not as a number of them", async () => {
+    const shared = sharedInMemory();
+    await grow(shared, ID, 0);
+    for (const index of [1, 3]) await shared.chunks.insert(leafChunk(ID, index));
+    expect((await reportOf(shared)).text).toMatch(/^missing +chunk 0, chunk 2$/m);
   });
 
   test("that is sealed and not begun with has a pending manifest", async () => {

@@ -1,4 +1,5 @@
 import { Queue } from "bullmq";
+import { type ErrorCode, isErrorCode } from "../../core/errors.ts";
 import { closeClient, failFastClient, type RedisTarget } from "../redis/client.ts";
 import { asRedisError } from "../redis/errors.ts";
 
@@ -12,9 +13,21 @@ export interface QueueStats {
   readonly oldestWaitingSeconds: number;
 }
 
+export interface QueueFailures {
+  readonly queue: string;
+  /** Dead letters that were looked at. */
+  readonly lookedAt: number;
+  readonly codes: readonly (readonly [code: ErrorCode | "OTHER", count: number])[];
+}
+
+/** As many as a queue keeps by default. */
+const FAILED_LOOKED_AT_MAX = 1_000;
+
 export interface QueueStatsReader {
   /** Three commands a queue, of constant cost however long it is. Throws QUEUE_UNAVAILABLE, within 10 s. */
   read(): Promise<readonly QueueStats[]>;
+  /** Of each queue: its dead letters by error code, of the newest FAILED_LOOKED_AT_MAX; most frequent first. Throws as `read`. */
+  failures(): Promise<readonly QueueFailures[]>;
   readonly connected: boolean;
   close(): Promise<void>;
 }
@@ -54,15 +67,28 @@ export function createQueueStats(options: QueueStatsOptions): QueueStatsReader {
     return { queue: queue.name, depth: depth as Record<JobState, number>, oldestWaitingSeconds: seconds };
   }
 
+  /** The reasons alone: a dead letter's data may hold the bytes of a chunk. */
+  async function failuresOf(queue: Queue): Promise<QueueFailures> {
+    const ids = await client.zrevrange(queue.toKey("failed"), 0, FAILED_LOOKED_AT_MAX - 1);
+    const reasons = await Promise.all(ids.map((id) => client.hget(queue.toKey(id), "failedReason")));
+    const counts = new Map<ErrorCode | "OTHER", number>();
+    for (const code of reasons.map(codeOfReason)) counts.set(code, (counts.get(code) ?? 0) + 1);
+    const codes = [...counts].toSorted((left, right) => right[1] - left[1] || (left[0] < right[0] ? -1 : 1));
+    return { queue: queue.name, lookedAt: ids.length, codes };
+  }
+
+  async function ofEach<Result>(ask: (queue: Queue) => Promise<Result>): Promise<readonly Result[]> {
+    if (client.status !== "ready") throw asRedisError(new Error("Connection is closed"));
+    try {
+      return await Promise.all(queues.map(ask));
+    } catch (thrown) {
+      throw asRedisError(thrown);
+    }
+  }
+
   return {
-    async read() {
-      if (client.status !== "ready") throw asRedisError(new Error("Connection is closed"));
-      try {
-        return await Promise.all(queues.map(readOne));
-      } catch (thrown) {
-        throw asRedisError(thrown);
-      }
-    },
+    read: () => ofEach(readOne),
+    failures: () => ofEach(failuresOf),
     get connected() {
       return client.status === "ready";
     },
@@ -71,4 +97,10 @@ export function createQueueStats(options: QueueStatsOptions): QueueStatsReader {
       await closeClient(client);
     },
   };
+}
+
+/** Our verdicts begin with the code (verdicts.ts); BullMQ's own, and those of another program's worker, don't. */
+function codeOfReason(reason: string | null): ErrorCode | "OTHER" {
+  const code = reason?.split(":", 1)[0] ?? "";
+  return isErrorCode(code) ? code : "OTHER";
 }

@@ -1,6 +1,6 @@
 import { constants } from "node:fs";
 import { type FileHandle, link, open, readdir, rename, rm, stat, unlink } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { randomBytes } from "node:crypto";
 import { LucidError } from "../../core/errors.ts";
 
@@ -33,6 +33,7 @@ const CREATE_FLAGS = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL |
 /** Not through a link, and without waiting for the other end of a FIFO. */
 const READ_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 const PROBE_NAME = "probe";
+const OWN_NAME = "session-processor";
 /** A block of the file system: a smaller file may find room in the folder of a full one. */
 const PROBE = new Uint8Array(4096).fill(0x20);
 /** A writer that pauses longer between two blocks loses its file, and starts again. */
@@ -47,18 +48,52 @@ const LEFTOVERS_MAX = 10_000;
 export async function writeAtomically(
   directory: string,
   name: string,
-  content: Uint8Array | AsyncIterable<Uint8Array>,
+  content: Content,
   options: AtomicOptions = {},
 ): Promise<AtomicOutcome> {
   const partial = partialPath(directory, name);
-  const target = join(directory, name);
+  return inDirectory(() => writeWhole(partial, join(directory, name), content, options));
+}
+
+/**
+ * The same for a file of any name anywhere: what the system answers comes as FileFailure, for a caller who knows what the
+ * path is. What `content` throws passes as it is.
+ */
+export async function writeFileAtomically(
+  path: string,
+  content: Content,
+  options: AtomicOptions = {},
+): Promise<AtomicOutcome> {
+  // Not with the file's own name in it: that may already be as long as a name can be.
+  const partial = partialPath(dirname(path), OWN_NAME);
+  return asFileFailure(() => writeWhole(partial, path, content, options));
+}
+
+/** The system refused an operation on the file or its folder; `code` is its errno. */
+export class FileFailure extends Error {
+  readonly code: string | undefined;
+
+  constructor(cause: unknown) {
+    super("a file operation failed", { cause });
+    this.name = "FileFailure";
+    this.code = errnoOf(cause);
+  }
+}
+
+type Content = Uint8Array | AsyncIterable<Uint8Array>;
+
+async function writeWhole(
+  partial: string,
+  target: string,
+  content: Content,
+  { existing, mode = FILE_MODE }: AtomicOptions,
+): Promise<AtomicOutcome> {
   try {
-    await writePartial(partial, content, options.mode ?? FILE_MODE);
+    await writePartial(partial, content, mode);
     // Dies here: a complete file without a name; the caller's retry makes it again, LeftoverSweep removes this one.
-    const outcome =
-      options.existing === "replace" ? await replace(partial, target) : await publish(partial, target);
+    const outcome = existing === "replace" ? await replace(partial, target) : await publish(partial, target);
     // Dies here: visible, and after a power cut perhaps not; the retry finds it identical or writes it again.
-    await inDirectory(() => syncFolder(directory));
+    await syncFolder(dirname(target));
     return outcome;
   } finally {
     await removeQuietly(partial);
@@ -72,7 +107,7 @@ export async function writeAtomically(
 export async function probeDirectory(directory: string): Promise<void> {
   const probe = partialPath(directory, PROBE_NAME);
   try {
-    await writeBlocks(probe, PROBE, FILE_MODE);
+    await inDirectory(() => writeBlocks(probe, PROBE, FILE_MODE));
   } finally {
     await removeQuietly(probe);
   }
@@ -81,34 +116,43 @@ export async function probeDirectory(directory: string): Promise<void> {
 /** Exclusive creation, so that nobody's file or link is written through. */
 async function writeBlocks(
   path: string,
-  content: Uint8Array | AsyncIterable<Uint8Array>,
+  content: Content,
   mode: number,
   finish: (handle: FileHandle) => Promise<void> = async () => {},
 ): Promise<void> {
-  const handle = await inDirectory(() => open(path, CREATE_FLAGS, mode));
+  const handle = await open(path, CREATE_FLAGS, mode);
   try {
-    if (content instanceof Uint8Array) await inDirectory(() => handle.writeFile(content));
-    else {
-      // An error of `content` itself is the caller's, and passes as it is.
-      for await (const block of content) await inDirectory(() => handle.writeFile(block));
-    }
-    await inDirectory(() => finish(handle));
+    if (content instanceof Uint8Array) await handle.writeFile(content);
+    else for await (const block of passingErrors(content)) await handle.writeFile(block);
+    await finish(handle);
   } finally {
     await handle.close().catch(() => {});
   }
 }
 
-function writePartial(
-  path: string,
-  content: Uint8Array | AsyncIterable<Uint8Array>,
-  mode: number,
-): Promise<void> {
+/** An error of the content itself is the caller's: marked here, so that it isn't taken for one of the file. */
+async function* passingErrors(content: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  try {
+    yield* content;
+  } catch (thrown) {
+    throw new ContentFailure(thrown);
+  }
+}
+
+class ContentFailure extends Error {
+  constructor(cause: unknown) {
+    super("the content could not be made", { cause });
+    this.name = "ContentFailure";
+  }
+}
+
+function writePartial(path: string, content: Content, mode: number): Promise<void> {
   // Before the name exists: otherwise a power cut could leave the name with empty content.
   return writeBlocks(path, content, mode, (handle) => handle.sync());
 }
 
 async function replace(partial: string, target: string): Promise<AtomicOutcome> {
-  await inDirectory(() => rename(partial, target));
+  await rename(partial, target);
   return "written";
 }
 
@@ -124,7 +168,7 @@ async function publish(partial: string, target: string): Promise<AtomicOutcome> 
     const code = errnoOf(thrown);
     if (code === "EEXIST") return compare(partial, target);
     if (code !== undefined && LINKS_UNSUPPORTED.has(code)) return publishWithoutLinks(partial, target);
-    throw unusable(thrown);
+    throw thrown;
   }
 }
 
@@ -142,7 +186,7 @@ const LINKS_UNSUPPORTED: ReadonlySet<string> = new Set([
  * bytes, unless their signing keys differ, and then the later one's file stays, whole.
  */
 async function publishWithoutLinks(partial: string, target: string): Promise<AtomicOutcome> {
-  const taken = await inDirectory(() => exists(target));
+  const taken = await exists(target);
   return taken ? compare(partial, target) : replace(partial, target);
 }
 
@@ -158,20 +202,18 @@ async function exists(path: string): Promise<boolean> {
 
 /** A target that isn't a regular file, a link among them, differs. */
 async function compare(partial: string, target: string): Promise<AtomicOutcome> {
-  return inDirectory(async () => {
-    const own = await open(partial, READ_FLAGS);
+  const own = await open(partial, READ_FLAGS);
+  try {
+    const other = await openTarget(target);
+    if (other === undefined) return "differs";
     try {
-      const other = await openTarget(target);
-      if (other === undefined) return "differs";
-      try {
-        return (await sameBytes(own, other)) ? "identical" : "differs";
-      } finally {
-        await other.close();
-      }
+      return (await sameBytes(own, other)) ? "identical" : "differs";
     } finally {
-      await own.close();
+      await other.close();
     }
-  });
+  } finally {
+    await own.close();
+  }
 }
 
 async function openTarget(path: string): Promise<FileHandle | undefined> {
@@ -303,11 +345,22 @@ async function removeQuietly(path: string): Promise<void> {
   await rm(path, { force: true }).catch(() => {});
 }
 
-async function inDirectory<Result>(operation: () => Promise<Result>): Promise<Result> {
+function inDirectory<Result>(operation: () => Promise<Result>): Promise<Result> {
+  return orThrow(operation, unusable);
+}
+
+function asFileFailure<Result>(operation: () => Promise<Result>): Promise<Result> {
+  return orThrow(operation, (thrown) => new FileFailure(thrown));
+}
+
+async function orThrow<Result>(
+  operation: () => Promise<Result>,
+  failure: (thrown: unknown) => Error,
+): Promise<Result> {
   try {
     return await operation();
   } catch (thrown) {
-    throw unusable(thrown);
+    throw thrown instanceof ContentFailure ? thrown.cause : failure(thrown);
   }
 }
 
@@ -323,7 +376,6 @@ const WHAT_TO_DO: Readonly<Record<string, string>> = {
 };
 
 function unusable(thrown: unknown): LucidError {
-  if (thrown instanceof LucidError) return thrown;
   const what = WHAT_TO_DO[errnoOf(thrown) ?? ""] ?? "can't be used";
   const message = `the manifest directory ${what}; see LUCID_MANIFEST_PATH`;
   return new LucidError("MANIFEST_DIRECTORY_UNUSABLE", message, { cause: thrown });

@@ -1,14 +1,12 @@
 import { randomUUID } from "node:crypto";
-import { constants } from "node:fs";
-import { type FileHandle, lstat, mkdir, open, rename, rmdir, unlink } from "node:fs/promises";
+import { lstat, mkdir, open, rename, rmdir, unlink } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { LucidError } from "../../core/errors.ts";
 import { isId, type SessionId } from "../../core/ids.ts";
 import type { PayloadStore } from "../../pipeline/ports.ts";
 import type { PayloadRef } from "../../schema/job.ts";
+import { openRegular, readBounded } from "./regular-file.ts";
 
-/** Not through a link out of the directory, and without waiting for the other end of a FIFO. */
-const READ_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 const FOLDER_MODE = 0o700;
 const FILE_MODE = 0o600;
 /** A consumer may remove the empty folder between our making it and our writing into it. */
@@ -27,11 +25,14 @@ export function createFilePayloadStore(root: string): FilePayloadStore {
       const { folder, file } = ownPath(base, session, ref);
       try {
         await refuseLinkedFolder(folder);
-        const handle = await open(file, READ_FLAGS);
+        // Not through a link out of the directory.
+        const regular = await openRegular(file, { followLinks: false });
+        if (regular === undefined) throw forbidden("payload_ref.name is not a regular file");
         try {
-          return await readBounded(handle, bytesMax);
+          const bytes = await readBounded(regular, bytesMax);
+          return bytes.byteLength === 0 ? undefined : bytes;
         } finally {
-          await handle.close();
+          await regular.handle.close();
         }
       } catch (thrown) {
         return absentOrThrow(thrown);
@@ -85,21 +86,6 @@ function ownPath(
 async function refuseLinkedFolder(folder: string): Promise<void> {
   const stats = await lstat(folder);
   if (!stats.isDirectory()) throw forbidden("the session's payload folder is not a plain directory");
-}
-
-/** At most `bytesMax` + 1 bytes, in memory of its own; undefined for an empty file. */
-async function readBounded(handle: FileHandle, bytesMax: number): Promise<Uint8Array | undefined> {
-  const stats = await handle.stat();
-  if (!stats.isFile()) throw forbidden("payload_ref.name is not a regular file");
-  const bytes = new Uint8Array(Math.min(stats.size, bytesMax + 1));
-  let length = 0;
-  while (length < bytes.byteLength) {
-    const { bytesRead } = await handle.read(bytes, length, bytes.byteLength - length, length);
-    if (bytesRead === 0) break;
-    length += bytesRead;
-  }
-  if (length === 0) return undefined;
-  return length === bytes.byteLength ? bytes : bytes.slice(0, length);
 }
 
 async function writeDurably(path: string, bytes: Uint8Array): Promise<void> {

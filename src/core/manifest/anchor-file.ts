@@ -19,10 +19,17 @@ export type AnchorFileVerdict =
   | { readonly ok: false; readonly detail: string };
 
 export const ANCHOR_FILE_BYTES_MAX = 16_384;
-const DEPTH_MAX = 4;
+const LIMITS = { bytesMax: ANCHOR_FILE_BYTES_MAX, depthMax: 4 };
 const ENGINE_TEXT_CHARS_MAX = 1_024;
 const UTC_TIME_PATTERN = /^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$/;
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+/** The file's text: RFC 8785. A field without a value is left out. */
+export function anchorFileText(
+  anchor: { readonly [Field in keyof AnchorFile]: AnchorFile[Field] | undefined },
+): string {
+  return canonicalJson("anchor", anchor, LIMITS);
+}
 
 /**
  * Whether an anchor file is in its canonical form and speaks of the tree of `manifest` (verified before). Nobody signs it: that
@@ -33,8 +40,7 @@ export function verifyAnchorFile(bytes: Uint8Array, manifest: Manifest): AnchorF
   try {
     const text = decoder.decode(bytes);
     anchor = JSON.parse(text) as AnchorFile;
-    if (canonicalJson("anchor", anchor, { bytesMax: ANCHOR_FILE_BYTES_MAX, depthMax: DEPTH_MAX }) !== text)
-      return refused("it is not in RFC 8785 form");
+    if (anchorFileText(anchor) !== text) return refused("it is not in RFC 8785 form");
   } catch {
     return refused("it can't be read as an anchor file");
   }

@@ -1,0 +1,12 @@
+#!/usr/bin/env -S node --max-semi-space-size=8
+// The program is session-processor.ts. This much of it is JavaScript, so that a Node.js that can't run the rest says so.
+const MAJOR_MIN = 24;
+
+if (Number(process.versions.node.split(".")[0]) >= MAJOR_MIN) {
+  await import("./session-processor.ts");
+} else {
+  process.stderr.write(
+    `error: this needs Node.js ${MAJOR_MIN} or newer, and ${process.execPath} is ${process.version}; npx takes the right one after npm ci\n`,
+  );
+  process.exitCode = 1;
+}
