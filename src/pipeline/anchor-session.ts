@@ -206,10 +206,7 @@ async function announce(
   const sealed = sealedSession(session);
   const { anchor: name } = manifestFileNames(session.id, sealed.manifestType);
   const event = sessionAnchoredEvent(session);
-  const { event_id: _id, type: _type, version: _version, occurred_at, ...facts } = event;
-  const content = { ...facts, hash_algorithm: session.hashAlgorithm, anchored_at: occurred_at };
-  const file = canonicalJson("anchor", content, ANCHOR_FILE_LIMITS);
-  if ((await files.write(name, utf8(file))) === "differs") {
+  if ((await files.write(name, anchorFileOf(session))) === "differs") {
     throw new LucidError(
       "MANIFEST_INVALID",
       "the manifest directory holds another anchor file of this session",
@@ -225,6 +222,14 @@ async function announce(
   ports.claims.forget(session.id);
   // Dies here: announced and still `pending`; announced again under the same id.
   return replace(ports, session, { kind: "anchored-event-sent" }, signal);
+}
+
+/** The bytes of the anchor file of a session that is anchored: the same whoever writes it. */
+export function anchorFileOf(session: SessionRecord): Uint8Array {
+  const event = sessionAnchoredEvent(session);
+  const { event_id: _id, type: _type, version: _version, occurred_at, ...facts } = event;
+  const content = { ...facts, hash_algorithm: session.hashAlgorithm, anchored_at: occurred_at };
+  return utf8(canonicalJson("anchor", content, ANCHOR_FILE_LIMITS));
 }
 
 /** The session after the change, or as somebody else has made it meanwhile. */
