@@ -34,8 +34,7 @@ beforeAll(async () => {
   // Text in two chunks, and one that doesn't compress.
   writeFileSync(file, Buffer.concat([Buffer.alloc(2_097_152, "a small file\n"), randomBytes(300)]));
   const urls = { REDIS_URL: servers.redisUrl, MONGODB_URL: servers.mongodbUrl };
-  const demo = await run(["demo", file, "--keep"], { ...bareEnvironment(), ...urls, TMPDIR: folder });
-  expect({ code: demo.code, tail: demo.stderr.slice(-2_000) }).toMatchObject({ code: 0 });
+  const demo = await orThrow(["demo", file, "--keep"], { ...bareEnvironment(), ...urls, TMPDIR: folder });
   env = { ...bareEnvironment(), ...exportsOf(/\. (\S+demo\.env)/.exec(demo.stderr)?.[1] ?? "") };
   key = /--key ([\w+/=]{44})/.exec(demo.stderr)?.[1] ?? "";
   const session = /sealed: (sess-demo-[0-9a-f]{12})/.exec(demo.stderr)?.[1] ?? "";
@@ -45,8 +44,7 @@ beforeAll(async () => {
     ["proof", session, `${PROVEN_INDEX}`, "-o", join(given, "proof.json")],
     ["proof", session, `${PROVEN_INDEX}`, "--format", "tlog", "-o", join(given, "proof.tlog")],
   ]) {
-    const { code, stderr } = await run(args, env);
-    expect({ args, code, stderr }).toMatchObject({ code: 0 });
+    await orThrow(args, env);
   }
 }, DEMO_TIMEOUT_MS);
 beforeEach((ctx) => {
@@ -61,6 +59,12 @@ afterAll(async () => {
 
 function run(args: readonly string[], environment: NodeJS.ProcessEnv): Promise<ProgramResult> {
   return runProgramToEnd(args, { env: environment, cwd: folder });
+}
+
+async function orThrow(args: readonly string[], environment: NodeJS.ProcessEnv): Promise<ProgramResult> {
+  const result = await run(args, environment);
+  if (result.code === 0) return result;
+  throw new Error(`${args[0]} ended with ${result.code}: ${result.stderr.slice(-2_000)}`);
 }
 
 /** As a shell reads them. */
