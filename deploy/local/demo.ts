@@ -20,7 +20,7 @@ import { textbookLeafHash, textbookRoot } from "../../src/core/merkle/textbook.t
 import { findRestorable, restoreChunks } from "../../src/pipeline/restore-session.ts";
 import type { LucidEvent } from "../../src/schema/event.ts";
 import type { SessionRecord } from "../../src/schema/record.ts";
-import { verifyAsAuditor } from "./demo-audit.ts";
+import { type AuditReport, verifyAsAuditor } from "./demo-audit.ts";
 import { dropTrial, type Trial, trialOn } from "./trial.ts";
 import { type LocalServers, startLocalServers } from "./servers.ts";
 import { startLocalWorker } from "./worker.ts";
@@ -33,7 +33,7 @@ const VERIFY_TIMEOUT_MS = 30_000;
 const SILENCE_MAX_MS = 120_000;
 const EVENT_CONCURRENCY = 16;
 
-export interface DemoReport {
+export interface DemoReport extends AuditReport {
   readonly chunks: number;
   readonly bytes: number;
   readonly stored_bytes: number;
@@ -42,8 +42,6 @@ export interface DemoReport {
   readonly events: number;
   readonly repeats: number;
   readonly restored_identical: boolean;
-  /** By `verify --data`, with nothing trusted but the public key. */
-  readonly verified: boolean;
   /** From the first job to the seal. */
   readonly seconds: number;
   readonly mb_per_s: number;
@@ -108,7 +106,7 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
     await checkRoot(stores, record);
     output.say("root: equal to the recursion of RFC 9162, from the stored chunks");
     const restoredIdentical = await isRestoredIdentical(run, stores, record);
-    const verified = await verifyAsAuditor(session, run);
+    const audit = await verifyAsAuditor(session, chunks, { trial, output, signal });
     return {
       chunks,
       bytes: run.bytes,
@@ -117,7 +115,7 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
       events: storage.events,
       repeats: storage.repeats,
       restored_identical: restoredIdentical,
-      verified,
+      ...audit,
       seconds,
       mb_per_s: run.bytes / 1e6 / seconds,
       redis: servers.redis.label,
@@ -311,13 +309,20 @@ async function sayHowToLook(
   trial: Trial,
 ): Promise<void> {
   const file = join(folder, "demo.env");
-  const { REDIS_URL: _redis, MONGODB_URL: _mongodb, ...names } = trial.env;
-  const lines = Object.entries(names)
-    .filter(([name, value]) => value !== undefined && /^(?:LUCID_|ENCRYPTION_|QUEUE_|MANIFEST_)/.test(name))
+  // Servers of ours get other ports when they start again; those that were given stay, with a database of this run's own.
+  const urls = SERVER_URLS.filter((name) => (process.env[name] ?? "") !== "");
+  const lines = Object.entries(trial.env)
+    .filter(([name, value]) => value !== undefined && (urls.includes(name) || OWN_SETTINGS.test(name)))
     .map(([name, value]) => `export ${name}='${value}'`);
+  if (!urls.includes("MONGODB_URL")) lines.push(`export MONGODB_URL="\${MONGODB_URL%/*}/${trial.database}"`);
   await writeFile(file, `${lines.join("\n")}\n`, { mode: 0o600 });
   say(`kept: ${folder} (data of both servers, manifests, the worker's log, keys of this run)`);
-  say(`to look at it:  npm run services -- --folder ${folder}`);
-  say(`then, in another terminal, its two export lines, and:  . ${file}`);
-  say("and:  npx session-processor status, restore and the others; --help lists them");
+  if (urls.length < SERVER_URLS.length) {
+    say(`to look at it:  npm run services -- --folder ${folder}`);
+    say(`then, in another terminal, its two export lines, and:  . ${file}`);
+  } else say(`to look at it:  . ${file}`);
+  say("and then the commands above, and the others of npx session-processor; --help lists them");
 }
+
+const SERVER_URLS: readonly string[] = ["REDIS_URL", "MONGODB_URL"];
+const OWN_SETTINGS = /^(?:LUCID_|ENCRYPTION_|QUEUE_|MANIFEST_)/;

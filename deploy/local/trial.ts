@@ -73,7 +73,11 @@ export function withDatabase(url: string, database: string): string {
 }
 
 /** Takes the trial's database and queue keys off servers that others may use too. */
-export async function dropTrial({ mongodbUrl, redisUrl, queuePrefix }: Trial): Promise<void> {
+export async function dropTrial({
+  mongodbUrl,
+  redisUrl,
+  queuePrefix,
+}: Pick<Trial, "mongodbUrl" | "redisUrl" | "queuePrefix">): Promise<void> {
   const [{ MongoClient }, { Redis }] = await Promise.all([import("mongodb"), import("ioredis")]);
   const client = new MongoClient(mongodbUrl, { serverSelectionTimeoutMS: DROP_TIMEOUT_MS });
   const redis = new Redis(redisUrl, { maxRetriesPerRequest: 1, commandTimeout: DROP_TIMEOUT_MS });

@@ -3,6 +3,11 @@ import { LucidError } from "../core/errors.ts";
 import { newCommand, perform } from "./command.ts";
 import { formatBytes, formatTable } from "./output.ts";
 
+const PYTHON_VERDICTS: Readonly<Record<string, string>> = {
+  verified: "a proof, against the signed manifest",
+  refused: "REFUSED",
+};
+
 export function demoCommand(): Command {
   return newCommand("demo", "process a real file end to end with servers of its own, and prove the result")
     .argument("[file]", "file to process (default: the Node executable that runs this)")
@@ -37,11 +42,13 @@ export function demoCommand(): Command {
             ["events", `${report.events} (repeats dropped: ${report.repeats})`],
             ["restored", report.restored_identical ? "identical, bit for bit" : "DIFFERENT"],
             ["verified", report.verified ? "manifest, chunks file, checkpoint and every blob" : "REFUSED"],
+            ["by Python", PYTHON_VERDICTS[report.python_verifier] ?? report.python_verifier],
             ["redis", report.redis],
             ["mongodb", report.mongodb],
           ]),
         );
-        return report.restored_identical && report.verified ? 0 : 1;
+        const isProven = report.restored_identical && report.verified && report.python_verifier !== "refused";
+        return isProven ? 0 : 1;
       }),
     );
 }

@@ -4,6 +4,7 @@ import { EXIT_USAGE } from "./command.ts";
 import { configCommand } from "./config.ts";
 import { demoCommand } from "./demo.ts";
 import { enqueueCommand } from "./enqueue.ts";
+import { exportCommand } from "./export.ts";
 import { finalizeCommand } from "./finalize.ts";
 import { fsckCommand } from "./fsck.ts";
 import { keysCommand } from "./keys.ts";
@@ -26,6 +27,7 @@ const program = new Command("session-processor")
   .addCommand(proofCommand())
   .addCommand(verifyProofCommand())
   .addCommand(verifyCommand())
+  .addCommand(exportCommand())
   .addCommand(fsckCommand())
   .addCommand(keysCommand())
   .addCommand(configCommand());

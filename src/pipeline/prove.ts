@@ -1,6 +1,6 @@
 import { bytesEqual } from "../core/bytes.ts";
 import { LucidError } from "../core/errors.ts";
-import { leafIndex, type SessionId, treeSize } from "../core/ids.ts";
+import { type LeafIndex, leafIndex, type SessionId, type TreeSize, treeSize } from "../core/ids.ts";
 import { checkFrontier, type Frontier, joinSubtrees, rootOf } from "../core/merkle/frontier.ts";
 import { treeHasher } from "../core/merkle/hash.ts";
 import {
@@ -13,12 +13,15 @@ import {
   type SizedRoot,
 } from "../core/merkle/proof.ts";
 import {
+  frontierSubtrees,
   frontierTiles,
+  type KnownSubtrees,
   rangeSubtrees,
   requireFrontierOfTiles,
   type TileReader,
   type TileRequest,
   tileKey,
+  tilesOfRanges,
 } from "../core/merkle/tiles.ts";
 import type { SessionRecord } from "../schema/record.ts";
 import type { Patience } from "./patience.ts";
@@ -64,9 +67,8 @@ export async function loadTree(
 
 /**
  * The proof that leaf `index` is in the session's tree, also while it is open: of the tree as it is, or as it was at `size`
- * leaves. Reads the tiles on the leaf's way to the root and on the right edge: at most five up to 2^24 leaves, for an
- * earlier size also the right edge of the tree as it is. Throws TREE_CORRUPT when what is stored contradicts the head,
- * PROOF_INVALID for an index or a size that the tree doesn't have, SESSION_UNKNOWN.
+ * leaves. Reads tiles as inclusionTiles says. Throws TREE_CORRUPT when what is stored contradicts the head, PROOF_INVALID
+ * for an index or a size that the tree doesn't have, SESSION_UNKNOWN.
  */
 export async function proveInclusion(
   stores: ProofStores,
@@ -78,16 +80,23 @@ export async function proveInclusion(
   const tree = await readTree(stores, session);
   const provenSize = requireSize(size ?? tree.head.size, tree.head);
   const leaf = leafIndex(index);
-  const wanted = inclusionProofTiles(leaf, provenSize);
-  const isHead = provenSize === tree.head.size;
-  const more = isHead ? [] : headTiles(tree.head, provenSize);
-  const readTile = await readWith(stores, tree.session, [...wanted, ...more], options);
-  return inclusionProof(leaf, isHead ? tree.head : earlierHead(tree.head, provenSize, readTile), readTile);
+  const readTile = await readWith(
+    stores,
+    tree.session,
+    inclusionTiles(tree.frontier, leaf, provenSize),
+    options,
+  );
+  return inclusionProof(
+    leaf,
+    earlierHead(tree, provenSize, readTile),
+    readTile,
+    frontierSubtrees(tree.frontier),
+  );
 }
 
 /**
- * The proof that the session's tree at `size2` leaves (default: as it is) has the first `size1` of them unchanged. Errors as
- * proveInclusion.
+ * The proof that the session's tree at `size2` leaves (default: as it is) has the first `size1` of them unchanged. Reads tiles
+ * as consistencyTiles says. Errors as proveInclusion.
  */
 export async function proveConsistency(
   stores: ProofStores,
@@ -99,14 +108,69 @@ export async function proveConsistency(
   const tree = await readTree(stores, session);
   const newSize = requireSize(size2 ?? tree.head.size, tree.head);
   const oldSize = requireSize(size1, tree.head);
-  const wanted = [
-    ...consistencyProofTiles(oldSize, newSize),
-    ...headTiles(tree.head, oldSize),
-    ...(newSize === tree.head.size ? [] : headTiles(tree.head, newSize)),
+  const readTile = await readWith(
+    stores,
+    tree.session,
+    consistencyTiles(tree.frontier, oldSize, newSize),
+    options,
+  );
+  const newHead = earlierHead(tree, newSize, readTile);
+  const known = frontierSubtrees(tree.frontier);
+  // The older root is bound to the newer one by this very proof, and that one to the head.
+  const oldHead = oldSize === newSize ? newHead : headOf(tree, oldSize, readTile);
+  return consistencyProof(oldHead, newHead, readTile, known);
+}
+
+/*
+ * How many tiles a proof reads. There are as many levels of tiles as the last leaf's index has bytes: 3 up to 2^24 leaves, 4 up to
+ * 2^32. What the head's frontier holds is never read, so that the head's own right edge costs nothing, and every other hash of
+ * a proof is a sibling on the way of one of two leaves to the root: the leaf that is proven and the last one of an earlier
+ * size, or the last ones of two sizes. All siblings on one way are in one tile a level, and an earlier size's root is made of
+ * those on its last leaf's way. Two ways share the top tile. Hence:
+ *
+ *   leaf in the head, or an earlier size and the head    one way     ≤ levels          3 up to 2^24 leaves
+ *   leaf in an earlier size, or two earlier sizes        two ways    ≤ 2 · levels - 1  5 up to 2^24 leaves, 7 up to 2^32
+ *
+ * With four levels no fewer than 7 will do: where two ways part at the top, each has three tiles of its own whose hashes stand
+ * nowhere else, short of hashing the thousands of leaves below them.
+ */
+
+/** Tiles that an inclusion proof reads, and with which its root is held against the head. PROOF_INVALID. */
+export function inclusionTiles(frontier: Frontier, index: LeafIndex, size: TreeSize): readonly TileRequest[] {
+  const known = frontierSubtrees(frontier);
+  return widest([...inclusionProofTiles(index, size, known), ...headTiles(frontier, size, known)]);
+}
+
+/** Tiles that a consistency proof reads, and with which both its roots are held against the head. PROOF_INVALID. */
+export function consistencyTiles(
+  frontier: Frontier,
+  size1: TreeSize,
+  size2: TreeSize,
+): readonly TileRequest[] {
+  const known = frontierSubtrees(frontier);
+  return widest([
+    ...consistencyProofTiles(size1, size2, known),
+    ...tilesOfRanges([{ from: 0, to: size1 }], known),
+    ...headTiles(frontier, size2, known),
+  ]);
+}
+
+/** For the root of an earlier size, and the proof that leads from it to the head. */
+function headTiles(frontier: Frontier, size: TreeSize, known: KnownSubtrees): readonly TileRequest[] {
+  return [
+    ...tilesOfRanges([{ from: 0, to: size }], known),
+    ...consistencyProofTiles(size, frontier.size, known),
   ];
-  const readTile = await readWith(stores, tree.session, wanted, options);
-  const oldHead = earlierHead(tree.head, oldSize, readTile);
-  return consistencyProof(oldHead, earlierHead(tree.head, newSize, readTile), readTile);
+}
+
+/** Each tile once, as wide as the widest request. */
+function widest(requests: readonly TileRequest[]): readonly TileRequest[] {
+  const tiles = new Map<string, TileRequest>();
+  for (const request of requests) {
+    const key = tileKey(request.level, request.n);
+    if ((tiles.get(key)?.width ?? 0) < request.width) tiles.set(key, request);
+  }
+  return [...tiles.values()];
 }
 
 async function readTree({ sessions }: ProofStores, id: SessionId): Promise<LoadedTree> {
@@ -128,38 +192,33 @@ function requireSize(size: number, head: SizedRoot): SizedRoot["size"] {
   throw new LucidError("PROOF_INVALID", `the tree has ${head.size} leaves: a size must lie from 1 to that`);
 }
 
-/** What earlierHead reads. */
-function headTiles(head: SizedRoot, size: SizedRoot["size"]): readonly TileRequest[] {
-  return [...frontierTiles(size), ...consistencyProofTiles(size, head.size)];
-}
-
 /**
  * The head that the tree had at `size`. No store keeps old roots, so the tiles say it, and only if from it they also lead to
  * the head of today: a changed leaf below an earlier size must not get a root of its own.
  */
-function earlierHead(head: SizedRoot, size: SizedRoot["size"], readTile: TileReader): SizedRoot {
+function earlierHead(tree: LoadedTree, size: TreeSize, readTile: TileReader): SizedRoot {
+  const { head } = tree;
   if (size === head.size) return head;
-  const hasher = treeHasher(head.hashAlgorithm);
-  const root = joinSubtrees(rangeSubtrees({ from: 0, to: size }, readTile, hasher), hasher);
-  if (root === undefined) throw new LucidError("INTERNAL", "a tree of at least one leaf has a root");
-  const earlier = { hashAlgorithm: head.hashAlgorithm, size, root };
-  consistencyProof(earlier, head, readTile);
+  const earlier = headOf(tree, size, readTile);
+  consistencyProof(earlier, head, readTile, frontierSubtrees(tree.frontier));
   return earlier;
 }
 
-/** Each tile once, as wide as the widest request. */
+/** What the tiles say, held against nothing yet. */
+function headOf({ frontier, head }: LoadedTree, size: TreeSize, readTile: TileReader): SizedRoot {
+  const hasher = treeHasher(head.hashAlgorithm);
+  const subtrees = rangeSubtrees({ from: 0, to: size }, readTile, hasher, frontierSubtrees(frontier));
+  const root = joinSubtrees(subtrees, hasher);
+  if (root === undefined) throw new LucidError("INTERNAL", "a tree of at least one leaf has a root");
+  return { hashAlgorithm: head.hashAlgorithm, size, root };
+}
+
 async function readWith(
   stores: ProofStores,
   session: SessionRecord,
-  requests: readonly TileRequest[],
+  tiles: readonly TileRequest[],
   { countReads }: ProofOptions,
 ): Promise<TileReader> {
-  const widest = new Map<string, TileRequest>();
-  for (const request of requests) {
-    const key = tileKey(request.level, request.n);
-    if ((widest.get(key)?.width ?? 0) < request.width) widest.set(key, request);
-  }
-  const tiles = [...widest.values()];
   if (countReads !== undefined) for (const tile of tiles) countReads(tile);
   return readTiles({ ...stores, patience: once }, session, tiles, NEVER);
 }

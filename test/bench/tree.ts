@@ -13,7 +13,7 @@ import { applyAppend, planAppend, tileKey } from "../../src/core/merkle/tiles.ts
 import { createPatience } from "../../src/pipeline/patience.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
 import type { TileRecord, TileStore } from "../../src/pipeline/ports.ts";
-import { proveInclusion } from "../../src/pipeline/prove.ts";
+import { proveConsistency, proveInclusion } from "../../src/pipeline/prove.ts";
 import type { ChunkRecord } from "../../src/schema/record.ts";
 import { measureVerify, type VerifyFigures } from "./verify.ts";
 
@@ -21,7 +21,7 @@ export interface TreeFigures extends VerifyFigures {
   /** One leaf's way into the tree (read head, read leaf, tiles, compare-and-swap) at 10^6 against 10^3 leaves. */
   readonly append_cost_1e6_over_1e3: number;
   readonly proof_ms_1e6: number;
-  /** Tiles that one inclusion proof read, at most. */
+  /** Tiles that one proof read, at most: inclusion in the head or at an earlier size, consistency of two sizes. */
   readonly proof_tile_reads_1e6: number;
 }
 
@@ -144,11 +144,19 @@ async function measureProofs(stores: Stores, session: Made): Promise<{ ms: numbe
   const times: number[] = [];
   for (let proof = 0; proof < PROOFS; proof++) {
     const index = leafIndex(Math.floor((proof * (session.size - 1)) / (PROOFS - 1)));
-    reads = 0;
     const startedMs = performance.now();
-    await proveInclusion({ ...stores, tiles: counting }, session.id, index);
+    const readsOf = async (made: Promise<unknown>): Promise<void> => {
+      await made;
+      tileReadsMax = Math.max(tileReadsMax, reads);
+      reads = 0;
+    };
+    const counted = { ...stores, tiles: counting };
+    await readsOf(proveInclusion(counted, session.id, index));
     times.push(performance.now() - startedMs);
-    tileReadsMax = Math.max(tileReadsMax, reads);
+    const size = Math.floor((index + 1 + session.size) / 2);
+    await readsOf(proveInclusion(counted, session.id, index, size));
+    await readsOf(proveConsistency(counted, session.id, index + 1));
+    await readsOf(proveConsistency(counted, session.id, index + 1, size));
   }
   return { ms: median(times), tileReadsMax };
 }

@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { ownFolder } from "../support/own-servers.ts";
-import { bareEnvironment, runProgram, until } from "../support/worker-process.ts";
+import { testServers } from "../support/servers.ts";
+import { bareEnvironment, type ProgramResult, runProgram, until } from "../support/worker-process.ts";
 
 const PROGRAM = fileURLToPath(new URL("../../src/cli/session-processor.ts", import.meta.url));
 const GONE_MS = 20_000;
@@ -27,6 +28,16 @@ function processesIn(folder: string): readonly string[] {
     });
 }
 
+const servers = testServers();
+
+/** On the servers of the run, with a file of one chunk. */
+function runDemo(folder: string, env: NodeJS.ProcessEnv): Promise<ProgramResult> {
+  const file = join(folder, "small");
+  writeFileSync(file, "a small file\n");
+  const urls = { REDIS_URL: servers.redisUrl, MONGODB_URL: servers.mongodbUrl };
+  return runProgram(["demo", file], { env: { ...bareEnvironment(), ...urls, ...env } });
+}
+
 function signalGroup(demo: ChildProcess, signal: NodeJS.Signals): void {
   if (demo.pid !== undefined) process.kill(-demo.pid, signal);
 }
@@ -41,11 +52,45 @@ describe("demo", () => {
     expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
     const report = JSON.parse(stdout) as Record<string, unknown>;
     expect(report).toMatchObject({ chunks: 3, bytes: 2_600_000, events: 4, restored_identical: true });
+    expect(report["verified"]).toBe(true);
+    expect(report["python_verifier"]).toMatch(/^verified$|^skipped: ./);
     expect(report["root_hash"]).toMatch(/^[0-9a-f]{64}$/);
     for (const key of ["stored_bytes", "seconds", "mb_per_s"]) expect(report[key]).toBeGreaterThan(0);
     for (const key of ["redis", "mongodb"]) expect(report[key]).toMatch(/\d+\.\d+/);
     expect(readdirSync(folder).filter((name) => name.startsWith("session-processor"))).toEqual([]);
     if (IS_LINUX) expect(processesIn(folder)).toEqual([]);
+  });
+
+  test("ends with the commands of an auditor, as one would type them", async () => {
+    const folder = ownFolder();
+    const { code, stderr } = await runDemo(folder, { TMPDIR: folder });
+    expect(code).toBe(0);
+    const commands = stderr.split("\n").filter((line) => line.startsWith("audit: "));
+    expect(commands[0]).toMatch(
+      /^audit: npx session-processor verify \S+_manifest\.json --key [\w+/]{43}= --data$/,
+    );
+    expect(commands[1]).toMatch(/^audit: npx session-processor proof sess-demo-[0-9a-f]{12} 0 -o \S+\.json$/);
+    expect(commands[2]).toMatch(/^audit: .*python3 \S*verify\.py proof \S+ --key |is skipped: ./);
+  });
+
+  test("without Python says in one line why the Python verifier is skipped", async () => {
+    const folder = ownFolder();
+    const { code, stdout, stderr } = await runDemo(folder, { PATH: join(folder, "nothing") });
+    expect(code).toBe(0);
+    expect(stderr).toContain(
+      "audit: the Python verifier (deploy/verify) is skipped: there is no python3 on PATH\n",
+    );
+    expect(stdout).toMatch(/^by Python +skipped: there is no python3 on PATH$/m);
+  });
+
+  test("fails when the Python verifier refuses what our own accepts", async () => {
+    const folder = ownFolder();
+    const python = `#!/bin/sh\ncase "$1" in -c) exit 0;; esac\necho '{"verified": false, "reason": "planted"}'\nexit 1\n`;
+    writeFileSync(join(folder, "python3"), python, { mode: 0o755 });
+    const { code, stdout, stderr } = await runDemo(folder, { PATH: `${folder}:${process.env["PATH"]}` });
+    expect(code).toBe(1);
+    expect(stderr).toContain("REFUSED: planted");
+    expect(stdout).toMatch(/^by Python +REFUSED/m);
   });
 
   // What a terminal sends for Ctrl-C, to the whole foreground group.

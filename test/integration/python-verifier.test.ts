@@ -26,7 +26,7 @@ import manifestVectors from "../vectors/manifest.json" with { type: "json" };
 import proofVectors from "../vectors/merkle-proof.json" with { type: "json" };
 
 const KEY = asBuffer(PINNED_KEY).toString("base64");
-const found = pythonVerifier();
+const found = await pythonVerifier();
 const python: PythonVerifier = typeof found === "function" ? found : () => [];
 const folder = mkdtempSync(join(tmpdir(), "python-verifier-"));
 let session: RecordedSession;

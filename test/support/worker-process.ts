@@ -52,13 +52,25 @@ export function bareEnvironment(): NodeJS.ProcessEnv {
   return { PATH, HOME, TMPDIR, JAVA_HOME, NODE_ENV: "production" };
 }
 
-/** Runs `session-processor` with these arguments to its end. */
-export async function runProgram(
+export interface ProgramOptions {
+  readonly env: NodeJS.ProcessEnv;
+  readonly cwd?: string;
+  readonly stdin?: string | Uint8Array;
+}
+
+/** Runs `session-processor` with these arguments to its end; it ends with the test at the latest. */
+export function runProgram(args: readonly string[], options: ProgramOptions): Promise<ProgramResult> {
+  return runProgramToEnd(args, options, (child) => onTestFinished(() => endNow(child)));
+}
+
+/** As runProgram, for hooks: outside a test there is none that it could end with. */
+export async function runProgramToEnd(
   args: readonly string[],
-  { env, cwd, stdin = "" }: { env: NodeJS.ProcessEnv; cwd?: string; stdin?: string | Uint8Array },
+  { env, cwd, stdin = "" }: ProgramOptions,
+  onStart: (child: ChildProcess) => void = () => undefined,
 ): Promise<ProgramResult> {
   const child = spawn(process.execPath, [PROGRAM, ...args], { env, cwd });
-  onTestFinished(() => endNow(child));
+  onStart(child);
   const output = { stdout: "", stderr: "" };
   for (const name of ["stdout", "stderr"] as const) {
     child[name].setEncoding("utf8").on("data", (text: string) => {

@@ -1,5 +1,6 @@
 import { beforeAll, describe, expect, test } from "vitest";
-import type { LeafIndex, NodeHash, SessionId } from "../../src/core/ids.ts";
+import type { LeafIndex, NodeHash, SessionId, TreeSize } from "../../src/core/ids.ts";
+import { type Frontier, subtreeHeights } from "../../src/core/merkle/frontier.ts";
 import { HASH_ALGORITHMS, type HashAlgorithm } from "../../src/core/merkle/hash.ts";
 import { type SizedRoot, verifyConsistency, verifyInclusion } from "../../src/core/merkle/proof.ts";
 import {
@@ -7,9 +8,17 @@ import {
   textbookInclusionPath,
   textbookRoot,
 } from "../../src/core/merkle/textbook.ts";
+import type { TileRequest } from "../../src/core/merkle/tiles.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
 import type { TileStore } from "../../src/pipeline/ports.ts";
-import { loadTree, type ProofStores, proveConsistency, proveInclusion } from "../../src/pipeline/prove.ts";
+import {
+  consistencyTiles,
+  inclusionTiles,
+  loadTree,
+  type ProofStores,
+  proveConsistency,
+  proveInclusion,
+} from "../../src/pipeline/prove.ts";
 import { MemoryChunkStore } from "../support/memory/chunk-store.ts";
 import { bytesOf, chunk, newSession } from "../support/memory/records.ts";
 import { MemorySessionStore } from "../support/memory/session-store.ts";
@@ -117,6 +126,16 @@ describe.each(HASH_ALGORITHMS)("proofs of an open session, %s", (algorithm) => {
   });
 });
 
+test("every consistency proof between any two sizes to 40 verifies against the recursion's roots", async () => {
+  const stores = await openSession(40);
+  for (let size2 = 1; size2 <= 40; size2++) {
+    for (let size1 = 1; size1 <= size2; size1++) {
+      const proof = await proveConsistency(stores, session, size1, size2);
+      expect(verifyConsistency(proof, headAt(size1), headAt(size2))).toEqual({ ok: true });
+    }
+  }
+});
+
 test("every inclusion proof of every size to 40 verifies against the recursion's root", async () => {
   const stores = await openSession(40);
   for (let size = 1; size <= 40; size++) {
@@ -127,16 +146,90 @@ test("every inclusion proof of every size to 40 verifies against the recursion's
   }
 });
 
-test("a proof reads at most the leaf's tiles and the right edge", async () => {
-  const stores = await openSession(700);
-  for (const index of [0, 300, 699]) {
-    const read: string[] = [];
-    await proveInclusion(stores, session, index, undefined, {
-      countReads: ({ level, n }) => read.push(`${level}:${n}`),
-    });
-    expect(read.length).toBeLessThanOrEqual(3);
-    expect(new Set(read).size).toBe(read.length);
+test("a tile that a proof of the head does not need may be gone: the frontier has its hashes", async () => {
+  const sound = await openSession(700);
+  const stores = { ...sound, tiles: withTile(sound.tiles, "1:0", () => undefined) };
+  expect(verifyInclusion(await proveInclusion(stores, session, 600), headAt(700))).toEqual({ ok: true });
+});
+
+describe("tiles that a proof reads", () => {
+  const FULL_LEVELS = [256, 65_536, 2 ** 24];
+
+  /** Edges of all levels and their neighbours, the head's own end, and some in between. */
+  function places(size: number): readonly number[] {
+    const edges = FULL_LEVELS.flatMap((full) =>
+      [0, 1, 2, 3, 127, 128, 255].flatMap((times) => [-1, 0, 1].map((by) => full * times + by)),
+    );
+    const between = Array.from({ length: 60 }, (_, at) => 1 + Math.floor((at * 0.618_034 * size) % size));
+    const all = new Set([1, 2, ...edges, ...between, size - 2, size - 1, size]);
+    return [...all].filter((place) => place >= 1 && place <= size).toSorted((a, b) => a - b);
   }
+
+  function frontierOf(size: number): Frontier {
+    const hashes = subtreeHeights(size).map((height) => bytesOf(height) as NodeHash);
+    return { size: size as TreeSize, hashes };
+  }
+
+  // One way to the root, and two of them: bounds that are reached.
+  test.each([
+    [200, 1, 1],
+    [65_536, 2, 3],
+    [65_537, 2, 3],
+    [1_000_000, 3, 5],
+    [2 ** 24 - 1, 3, 5],
+    [2 ** 24, 3, 5],
+    [2 ** 32, 4, 7],
+  ])("at %i leaves are at most %i for the head, %i for earlier sizes", (size, ofHead, ofEarlier) => {
+    const frontier = frontierOf(size);
+    const last = size as TreeSize;
+    const most = { inclusion: 0, inclusionEarlier: 0, consistency: 0, consistencyEarlier: 0 };
+    const sizes = places(size) as readonly TreeSize[];
+    for (const one of sizes) {
+      const index = (one - 1) as LeafIndex;
+      most.inclusion = Math.max(most.inclusion, inclusionTiles(frontier, index, last).length);
+      most.consistency = Math.max(most.consistency, consistencyTiles(frontier, one, last).length);
+      for (const other of sizes.filter((larger) => larger >= one)) {
+        const ofLeaf = inclusionTiles(frontier, index, other).length;
+        most.inclusionEarlier = Math.max(most.inclusionEarlier, ofLeaf);
+        const ofSizes = consistencyTiles(frontier, one, other).length;
+        most.consistencyEarlier = Math.max(most.consistencyEarlier, ofSizes);
+      }
+    }
+    expect(most).toEqual({
+      inclusion: ofHead,
+      consistency: ofHead,
+      inclusionEarlier: ofEarlier,
+      consistencyEarlier: ofEarlier,
+    });
+  });
+
+  test("are each read once, and no others", async () => {
+    const stores = await openSession(700);
+    const read: string[] = [];
+    const tiles: TileStore = {
+      write: (of, records) => stores.tiles.write(of, records),
+      read(of, level, n) {
+        read.push(`${level}:${n}`);
+        return stores.tiles.read(of, level, n);
+      },
+    };
+    const counted: string[] = [];
+    const options = { countReads: ({ level, n }: TileRequest) => counted.push(`${level}:${n}`) };
+    for (const [index, size] of [
+      [0, 700],
+      [300, 700],
+      [699, 700],
+      [0, 640],
+      [255, 300],
+    ] as const) {
+      read.length = 0;
+      counted.length = 0;
+      await proveInclusion({ ...stores, tiles }, session, index, size, options);
+      expect(read).toEqual(counted);
+      expect(new Set(read).size).toBe(read.length);
+      expect(read.length).toBeLessThanOrEqual(size === 700 ? 2 : 3);
+    }
+  });
 });
 
 describe("what is stored and contradicts the head", () => {
@@ -160,8 +253,7 @@ describe("what is stored and contradicts the head", () => {
       ...(tile === "0:0" ? { chunks } : {}),
       tiles: withTile(sound.tiles, tile, change),
     };
-    const index = tile === "0:0" ? 0 : 600;
-    await expect(proveInclusion(stores, session, index, 640)).rejects.toEqual(withCode("TREE_CORRUPT"));
+    await expect(proveInclusion(stores, session, 0, 640)).rejects.toEqual(withCode("TREE_CORRUPT"));
   });
 
   test("a chunk document with another leaf hash is TREE_CORRUPT", async () => {

@@ -3,7 +3,14 @@ import { LucidError } from "../errors.ts";
 import { HASH_BYTES, type LeafHash, type LeafIndex, type NodeHash, type TreeSize } from "../ids.ts";
 import { joinSubtrees, TREE_SIZE_MAX } from "./frontier.ts";
 import { type HashAlgorithm, isHashAlgorithm, type TreeHasher, treeHasher } from "./hash.ts";
-import { type LeafRange, rangeSubtrees, type TileReader, type TileRequest, tilesOfRanges } from "./tiles.ts";
+import {
+  type KnownSubtrees,
+  type LeafRange,
+  rangeSubtrees,
+  type TileReader,
+  type TileRequest,
+  tilesOfRanges,
+} from "./tiles.ts";
 
 /**
  * Size and root together. A root alone does not bind the size (many consistency proofs pass with a wrong one), so
@@ -124,16 +131,24 @@ function isTreeSize(value: unknown): value is TreeSize {
 
 // ---- making proofs -----------------------------------------------------------------------------------------
 
-/** The tiles to read for `inclusionProof`; the leaf's own level-0 tile is among them. PROOF_INVALID for a wrong index. */
-export function inclusionProofTiles(index: LeafIndex, size: TreeSize): readonly TileRequest[] {
+/** The tiles to read for `inclusionProof`, the leaf's own level-0 tile among them unless it is known. PROOF_INVALID for a wrong index. */
+export function inclusionProofTiles(
+  index: LeafIndex,
+  size: TreeSize,
+  known?: KnownSubtrees,
+): readonly TileRequest[] {
   requireIndexInSize(index, size);
-  return tilesOfRanges([{ from: index, to: index + 1 }, ...inclusionRanges(index, size)]);
+  return tilesOfRanges([{ from: index, to: index + 1 }, ...inclusionRanges(index, size)], known);
 }
 
 /** The tiles to read for `consistencyProof`. PROOF_INVALID for sizes that are not 1 ≤ size1 ≤ size2. */
-export function consistencyProofTiles(size1: TreeSize, size2: TreeSize): readonly TileRequest[] {
+export function consistencyProofTiles(
+  size1: TreeSize,
+  size2: TreeSize,
+  known?: KnownSubtrees,
+): readonly TileRequest[] {
   requireSizesInOrder(size1, size2);
-  return tilesOfRanges(consistencyRanges(size1, size2));
+  return tilesOfRanges(consistencyRanges(size1, size2), known);
 }
 
 /** One hash for each range: perfect subtrees from tiles, ragged ones joined. */
@@ -141,9 +156,10 @@ function rangeRoots(
   ranges: readonly LeafRange[],
   readTile: TileReader,
   hasher: TreeHasher,
+  known: KnownSubtrees | undefined,
 ): readonly NodeHash[] {
   return ranges.map((range) => {
-    const root = joinSubtrees(rangeSubtrees(range, readTile, hasher), hasher);
+    const root = joinSubtrees(rangeSubtrees(range, readTile, hasher, known), hasher);
     if (root === undefined) throw new LucidError("INTERNAL", "a proof never has an empty subtree");
     return root;
   });
@@ -154,11 +170,17 @@ function rangeRoots(
  * is the leaf hashes of the chunk documents, concatenated. Throws TREE_CORRUPT when the tiles don't lead to the
  * head's root: a proof that doesn't verify is never handed out.
  */
-export function inclusionProof(index: LeafIndex, head: SizedRoot, readTile: TileReader): InclusionProof {
+export function inclusionProof(
+  index: LeafIndex,
+  head: SizedRoot,
+  readTile: TileReader,
+  known?: KnownSubtrees,
+): InclusionProof {
   requireIndexInSize(index, head.size);
   const hasher = treeHasher(head.hashAlgorithm);
   const leafRange = { from: index, to: index + 1 };
-  const [leafHash, ...path] = rangeRoots([leafRange, ...inclusionRanges(index, head.size)], readTile, hasher);
+  const ranges = [leafRange, ...inclusionRanges(index, head.size)];
+  const [leafHash, ...path] = rangeRoots(ranges, readTile, hasher, known);
   const proof: InclusionProof = {
     hashAlgorithm: head.hashAlgorithm,
     treeSize: head.size,
@@ -172,7 +194,12 @@ export function inclusionProof(index: LeafIndex, head: SizedRoot, readTile: Tile
 }
 
 /** The proof that `head2` only adds leaves to `head1`. Throws TREE_CORRUPT when it would not verify. */
-export function consistencyProof(head1: SizedRoot, head2: SizedRoot, readTile: TileReader): ConsistencyProof {
+export function consistencyProof(
+  head1: SizedRoot,
+  head2: SizedRoot,
+  readTile: TileReader,
+  known?: KnownSubtrees,
+): ConsistencyProof {
   requireSizesInOrder(head1.size, head2.size);
   const ranges = consistencyRanges(head1.size, head2.size);
   const proof: ConsistencyProof = {
@@ -181,7 +208,7 @@ export function consistencyProof(head1: SizedRoot, head2: SizedRoot, readTile: T
     size2: head2.size,
     root1: head1.root,
     root2: head2.root,
-    path: rangeRoots(ranges, readTile, treeHasher(head2.hashAlgorithm)),
+    path: rangeRoots(ranges, readTile, treeHasher(head2.hashAlgorithm), known),
   };
   requireVerified(verifyConsistency(proof, head1, head2));
   return proof;

@@ -262,10 +262,34 @@ function tileSpans(range: LeafRange): readonly TileSpan[] {
   });
 }
 
-/** The tiles that hold everything the ranges' roots are made of, each once, as wide as needed. */
-export function tilesOfRanges(ranges: readonly LeafRange[]): readonly TileRequest[] {
+/** Roots of perfect subtrees that are at hand without a tile. */
+export type KnownSubtrees = ReadonlyMap<string, NodeHash>;
+const NONE_KNOWN: KnownSubtrees = new Map();
+
+/** Those of a frontier, which the tree head has: with them a proof needs no tile of the tree's right edge for its own sake. */
+export function frontierSubtrees(frontier: Frontier): KnownSubtrees {
+  const spans = tileSpans({ from: 0, to: frontier.size });
+  return new Map(
+    spans.flatMap((span, at) => {
+      const hash = frontier.hashes[at];
+      return hash === undefined ? [] : [[spanKey(span), hash] as const];
+    }),
+  );
+}
+
+function spanKey({ level, n, offset, span }: TileSpan): string {
+  return `${level}:${n}:${offset}:${span}`;
+}
+
+/** The tiles that hold everything the ranges' roots are made of beside `known`, each once, as wide as needed. */
+export function tilesOfRanges(
+  ranges: readonly LeafRange[],
+  known: KnownSubtrees = NONE_KNOWN,
+): readonly TileRequest[] {
   const requests = new Map<string, TileRequest>();
-  for (const { level, n, offset, span } of ranges.flatMap(tileSpans)) {
+  for (const tileSpan of ranges.flatMap(tileSpans)) {
+    if (known.has(spanKey(tileSpan))) continue;
+    const { level, n, offset, span } = tileSpan;
     const key = tileKey(level, n);
     const width = Math.max(offset + span, requests.get(key)?.width ?? 0);
     requests.set(key, { level, n, width });
@@ -273,15 +297,20 @@ export function tilesOfRanges(ranges: readonly LeafRange[]): readonly TileReques
   return [...requests.values()];
 }
 
-/** The perfect subtrees of a range, from tiles; throws TREE_CORRUPT for a tile that is too narrow. */
+/** The perfect subtrees of a range, known or from tiles; throws TREE_CORRUPT for a tile that is too narrow. */
 export function rangeSubtrees(
   range: LeafRange,
   readTile: TileReader,
   hasher: TreeHasher,
+  known: KnownSubtrees = NONE_KNOWN,
 ): readonly NodeHash[] {
-  return tileSpans(range).map(({ level, n, offset, span }) =>
-    subtreeRoot(readWidth(readTile, level, n, offset + span), offset, span, hasher),
-  );
+  return tileSpans(range).map((tileSpan) => {
+    const { level, n, offset, span } = tileSpan;
+    const hash = known.get(spanKey(tileSpan));
+    // A copy: a proof must not share memory with a session's record.
+    if (hash !== undefined) return new Uint8Array(hash) as NodeHash;
+    return subtreeRoot(readWidth(readTile, level, n, offset + span), offset, span, hasher);
+  });
 }
 
 /** The tiles to read before `requireFrontierOfTiles`; a level-0 tile that isn't full comes from the chunk documents. */
