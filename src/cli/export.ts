@@ -49,7 +49,7 @@ export function exportCommand(): Command {
             if (secret !== undefined) await folder.writeSecret(SECRET_FILE, secret);
             await folder.publish(record.tree.size);
             bar.stop();
-            report(output, flags, exportable, exported);
+            await report(output, flags, exportable, exported);
           } catch (thrown) {
             bar.stop();
             output.say(`not complete: ${folder.partial} stays, and the same command goes on with it`);
@@ -63,17 +63,17 @@ export function exportCommand(): Command {
     );
 }
 
-function report(
+async function report(
   output: Output,
   { output: folder, secret }: ExportFlags,
   { manifest }: ExportableSession,
   { names, blobBytes, found }: ExportedSession,
-): void {
+): Promise<void> {
   const secretFile = secret === true ? join(folder, SECRET_FILE) : null;
   if (secretFile !== null) process.stderr.write(`warning: ${secretFile} ${SECRET_WARNING}\n`);
   const { session_metadata: session, merkle, signature } = manifest;
   const chunks = merkle.tree_size;
-  output.result(
+  await output.result(
     {
       session_id: session.session_id,
       chunks,
