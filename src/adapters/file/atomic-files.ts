@@ -252,7 +252,8 @@ async function readFully(handle: FileHandle, block: Buffer, offset: number): Pro
   return filled;
 }
 
-async function syncFolder(directory: string): Promise<void> {
+/** Makes the names in a folder durable. */
+export async function syncFolder(directory: string): Promise<void> {
   const handle = await open(directory, constants.O_RDONLY | constants.O_DIRECTORY);
   try {
     await handle.sync();

@@ -4,6 +4,8 @@ import { basename, dirname, join, resolve } from "node:path";
 import { LucidError } from "../../core/errors.ts";
 import type { SessionId } from "../../core/ids.ts";
 import type { ExportTarget } from "../../pipeline/export-session.ts";
+import { syncFolder } from "./atomic-files.ts";
+import { openRegular, readBounded } from "./regular-file.ts";
 
 /*
  * An export grows in `<folder>.<session>.partial` and gets its name when it is complete, in one step. What an attempt that was
@@ -17,7 +19,6 @@ const FOLDER_MODE = 0o700;
 const FILE_MODE = 0o644;
 const SECRET_MODE = 0o600;
 const WRITE_FLAGS = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW;
-const READ_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 const OTHERS_MAY_WRITE = 0o022;
 
 export interface ExportFolder extends ExportTarget {
@@ -29,7 +30,7 @@ export interface ExportFolder extends ExportTarget {
   publish(blobs: number): Promise<void>;
 }
 
-/** Throws CONFIG_INVALID if `folder` exists, MANIFEST_DIRECTORY_UNUSABLE if it can't be made or written. */
+/** Throws CONFIG_INVALID if `folder` exists, OUTPUT_FAILED if it can't be made or written. */
 export async function openExportFolder(folder: string, session: SessionId): Promise<ExportFolder> {
   const path = resolve(folder);
   const partial = join(dirname(path), `${basename(path)}.${session}.partial`);
@@ -43,7 +44,7 @@ export async function openExportFolder(folder: string, session: SessionId): Prom
     write: (name, content) => writeFile(join(partial, name), content, FILE_MODE),
     writeSecret: (name, content) => writeFile(join(partial, name), content, SECRET_MODE),
     writeBlob: (index, blob) => writeFile(blobPath(index), blob, FILE_MODE),
-    readBlob: (index, bytesMax) => inFolder(() => readAtMost(blobPath(index), bytesMax)),
+    readBlob: (index, bytesMax) => inFolder(() => readOwn(blobPath(index), bytesMax)),
     async publish(blobs) {
       await inFolder(() => requireBlobs(join(partial, BLOBS), blobs));
       await inFolder(() => syncFolder(join(partial, BLOBS)));
@@ -87,21 +88,15 @@ async function writeFile(
   }
 }
 
-async function readAtMost(path: string, bytesMax: number): Promise<Uint8Array | undefined> {
+/** `undefined` for none, and for what isn't a file of ours: that is then written anew, or refused by the system. */
+async function readOwn(path: string, bytesMax: number): Promise<Uint8Array | undefined> {
   if (!(await exists(path))) return undefined;
-  const handle = await open(path, READ_FLAGS);
+  const file = await openRegular(path, { followLinks: false });
+  if (file === undefined) return undefined;
   try {
-    const { size } = await handle.stat();
-    const bytes = new Uint8Array(Math.min(size, bytesMax + 1));
-    let filled = 0;
-    while (filled < bytes.byteLength) {
-      const { bytesRead } = await handle.read(bytes, filled, bytes.byteLength - filled, filled);
-      if (bytesRead === 0) break;
-      filled += bytesRead;
-    }
-    return bytes.subarray(0, filled);
+    return await readBounded(file, bytesMax);
   } finally {
-    await handle.close();
+    await file.handle.close();
   }
 }
 
@@ -113,18 +108,6 @@ async function requireBlobs(folder: string, expected: number): Promise<void> {
     "CONFIG_INVALID",
     `${folder} holds ${found} files for ${expected} chunks: remove it and export again`,
   );
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, constants.O_RDONLY | constants.O_DIRECTORY);
-  try {
-    await handle.sync();
-  } catch (thrown) {
-    // Some network file systems don't sync folders, and say so.
-    if (errnoOf(thrown) !== "EINVAL") throw thrown;
-  } finally {
-    await handle.close();
-  }
 }
 
 async function exists(path: string): Promise<boolean> {
@@ -166,7 +149,7 @@ const WHAT_TO_DO: Readonly<Record<string, string>> = {
 function unusable(thrown: unknown): LucidError {
   if (thrown instanceof LucidError) return thrown;
   const what = WHAT_TO_DO[errnoOf(thrown) ?? ""] ?? "can't be used";
-  return new LucidError("MANIFEST_DIRECTORY_UNUSABLE", `the output folder ${what}`, { cause: thrown });
+  return new LucidError("OUTPUT_FAILED", `the output folder ${what}`, { cause: thrown });
 }
 
 function errnoOf(thrown: unknown): string | undefined {
