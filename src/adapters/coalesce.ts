@@ -93,7 +93,8 @@ async function sendBatch<Item, Result>(
     for (const [at, { resolve }] of batch.entries()) resolve(results[at] as Result);
   } catch (thrown) {
     if (batch.length > 1 && !isOutage(thrown)) {
-      for (const alone of batch) await sendBatch([alone], options);
+      // Side by side: one that takes its time to fail must not keep the others waiting.
+      await Promise.all(batch.map((alone) => sendBatch([alone], options)));
       return;
     }
     for (const { reject } of batch) reject(thrown);

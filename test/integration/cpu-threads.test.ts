@@ -164,6 +164,21 @@ describe("small chunks, which go to a thread together", () => {
     expect(threads.replaced).toBe(2);
   });
 
+  it("a chunk that hangs its thread keeps the others only for a part of the time that it is given", async () => {
+    const threads = cpuThreads({ threads: 2, workerUrl: POISON_URL, timeoutMs: 3_000 });
+    const ended: string[] = [];
+    const bad = threads.seal(small(0, 0xfe)).catch((thrown: unknown) => {
+      ended.push("bad");
+      throw thrown;
+    });
+    const good = Array.from({ length: 10 }, (_, at) =>
+      threads.seal(small(at + 1)).then(() => ended.push("good")),
+    );
+    await expect(bad).rejects.toThrow(withCode("THREAD_TIMEOUT"));
+    await Promise.all(good);
+    expect(ended).toEqual([...Array(10).fill("good"), "bad"]);
+  });
+
   it("a cancelled one is answered at once, and so is one after the end", async () => {
     const threads = cpuThreads({ threads: 1, workerUrl: STILLBORN_URL });
     const cancel = new AbortController();

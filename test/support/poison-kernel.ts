@@ -3,9 +3,10 @@ import { sealChunk } from "../../src/core/kernel.ts";
 import type { ThreadJob, ThreadReply } from "../../src/schema/thread.ts";
 
 // Speaks the CPU threads' protocol and misbehaves on request: a `derive` task's password says how, and a chunk of a
-// `seal-many` task that begins with POISON_BYTE ends it.
+// `seal-many` task that begins with POISON_BYTE ends it, with HANGING_BYTE hangs it.
 
 const POISON_BYTE = 0xff;
+const HANGING_BYTE = 0xfe;
 
 const port = parentPort;
 if (port === null) throw new Error("runs as a worker thread only");
@@ -44,6 +45,7 @@ port.on("message", ({ id, task }: ThreadJob) => {
   } else if (task.kind === "seal-many") {
     const { requests } = task.request;
     if (requests.some(({ payload }) => payload[0] === POISON_BYTE)) process.exit(3);
+    if (requests.some(({ payload }) => payload[0] === HANGING_BYTE)) for (;;);
     const result = { chunks: requests.map((request) => sealChunk(request, () => 0)) };
     port.postMessage({ state: "done", id, kind: "seal-many", result } satisfies ThreadReply);
   } else {

@@ -11,6 +11,8 @@ const QUEUED_MAX = 1_024;
 /** Chunks up to this size go to a thread together: the message costs more than the work in it. */
 const GATHERED_PAYLOAD_BYTES_MAX = 16 * 1024;
 const GATHERED_ITEMS_MAX = 16;
+/** Of the time that a job is given. They take milliseconds; one that hangs must not keep its company for all of that time. */
+const GATHERED_TIMEOUT_SHARE = 1 / 6;
 const PING_MS_MAX = 5_000;
 /** The first replacement is made at once; without a finished job in between, each next one waits twice as long. */
 const RESTART_DELAY_MS = 100;
@@ -39,6 +41,8 @@ export interface CpuThreadsOptions {
 export interface RunOptions {
   /** Takes a waiting job out of the queue. A running one can't be stopped: its result is dropped. */
   readonly signal?: AbortSignal | undefined;
+  /** Default: that of the pool. */
+  readonly timeoutMs?: number;
 }
 
 interface Job {
@@ -146,10 +150,10 @@ export class CpuThreads {
     if (this.#waiting.length >= QUEUED_MAX) {
       throw new LucidError("QUEUE_UNAVAILABLE", `more than ${QUEUED_MAX} jobs wait for a CPU thread`);
     }
-    const { signal } = options;
+    const { signal, timeoutMs = this.#options.timeoutMs } = options;
     if (signal?.aborted === true) throw cancelled(signal);
     const { promise, ...settle } = Promise.withResolvers<ThreadResults[ThreadTaskKind]>();
-    const job: Job = { id: this.#nextId++, task, timeoutMs: this.#options.timeoutMs, ...settle };
+    const job: Job = { id: this.#nextId++, task, timeoutMs, ...settle };
     const onAbort = (): void => this.#cancel(job, signal);
     signal?.addEventListener("abort", onAbort, { once: true });
     this.#waiting.push(job);
@@ -180,7 +184,11 @@ export class CpuThreads {
   }
 
   async #sealMany(requests: readonly SealRequest[]): Promise<readonly SealedChunk[]> {
-    const { chunks } = await this.run({ kind: "seal-many", request: { requests: [...requests] } });
+    const timeoutMs = this.#options.timeoutMs * GATHERED_TIMEOUT_SHARE;
+    const { chunks } = await this.run(
+      { kind: "seal-many", request: { requests: [...requests] } },
+      { timeoutMs },
+    );
     return chunks;
   }
 
