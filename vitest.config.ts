@@ -1,3 +1,4 @@
+import { fileURLToPath } from "node:url";
 import { defineConfig } from "vitest/config";
 
 /** A second of patience for pure code; what waits for servers or a process says so by its project. */
@@ -16,6 +17,8 @@ export default defineConfig({
     pool: "forks",
     isolate: true,
     maxWorkers: 2,
+    // The tests start the program some hundred times: compiled once, that takes a third of the time.
+    env: { NODE_COMPILE_CACHE: fileURLToPath(new URL("node_modules/.cache/compiled", import.meta.url)) },
     projects: [
       {
         extends: true,

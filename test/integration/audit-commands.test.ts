@@ -34,6 +34,7 @@ import {
   samplePayload,
 } from "../support/recorded-session.ts";
 import { testServers } from "../support/servers.ts";
+import { bareEnvironment } from "../support/worker-process.ts";
 
 const servers = testServers();
 const KEY = asBuffer(PINNED_KEY).toString("base64");
@@ -72,7 +73,7 @@ function run(args: readonly string[], env: Readonly<Record<string, string>> = {}
   return new Promise((resolve, reject) => {
     const options = {
       cwd: folder,
-      env: { PATH: process.env["PATH"], MONGODB_URL: servers.mongodbUrl, ...env },
+      env: { ...bareEnvironment(), MONGODB_URL: servers.mongodbUrl, ...env },
     };
     execFile(process.execPath, [CLI, ...args], options, (error, stdout, stderr) => {
       if (error !== null && typeof error.code !== "number")

@@ -30,7 +30,7 @@ import {
 } from "../support/recorded-session.ts";
 import { seededRandom } from "../support/seeded-random.ts";
 import { testServers } from "../support/servers.ts";
-import { until } from "../support/worker-process.ts";
+import { bareEnvironment, until } from "../support/worker-process.ts";
 
 const servers = testServers();
 const CLI = join(REPOSITORY, "src/cli/session-processor.ts");
@@ -74,7 +74,7 @@ interface Ran {
 
 function env(more: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
   return {
-    PATH: process.env["PATH"],
+    ...bareEnvironment(),
     MONGODB_URL: servers.mongodbUrl,
     REDIS_URL: servers.redisUrl,
     QUEUE_PREFIX: servers.queuePrefix,

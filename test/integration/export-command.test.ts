@@ -38,6 +38,7 @@ import {
   silent,
 } from "../support/recorded-session.ts";
 import { testServers } from "../support/servers.ts";
+import { bareEnvironment } from "../support/worker-process.ts";
 
 const servers = testServers();
 const KEY = asBuffer(PINNED_KEY).toString("base64");
@@ -117,7 +118,7 @@ interface Ran {
 function run(args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Ran> {
   const options = {
     cwd: folder,
-    env: { PATH: process.env["PATH"], MONGODB_URL: servers.mongodbUrl, ...env },
+    env: { ...bareEnvironment(), MONGODB_URL: servers.mongodbUrl, ...env },
   };
   return new Promise((resolve, reject) => {
     execFile(process.execPath, [CLI, ...args], options, (error, stdout, stderr) => {

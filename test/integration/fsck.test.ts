@@ -35,6 +35,7 @@ import {
   silent,
 } from "../support/recorded-session.ts";
 import { testServers } from "../support/servers.ts";
+import { bareEnvironment } from "../support/worker-process.ts";
 
 const servers = testServers();
 const CLI = join(REPOSITORY, "src/cli/session-processor.ts");
@@ -230,7 +231,7 @@ const ENV = {
 
 function run(args: readonly string[], env: Readonly<Record<string, string>> = ENV): Promise<Ran> {
   return new Promise((resolve, reject) => {
-    const settings = { cwd: home, env: { PATH: process.env["PATH"], ...env } };
+    const settings = { cwd: home, env: { ...bareEnvironment(), ...env } };
     execFile(process.execPath, [CLI, "fsck", ...args], settings, (error, stdout, stderr) => {
       if (error !== null && typeof error.code !== "number") {
         reject(new Error("the command did not run to its end", { cause: error }));

@@ -48,8 +48,8 @@ export async function until<Value>(
 
 /** The variables that a program needs of its surroundings, and nothing by which the test runner is known. */
 export function bareEnvironment(): NodeJS.ProcessEnv {
-  const { PATH, HOME, TMPDIR, JAVA_HOME } = process.env;
-  return { PATH, HOME, TMPDIR, JAVA_HOME, NODE_ENV: "production" };
+  const { PATH, HOME, TMPDIR, JAVA_HOME, NODE_COMPILE_CACHE } = process.env;
+  return { PATH, HOME, TMPDIR, JAVA_HOME, NODE_COMPILE_CACHE, NODE_ENV: "production" };
 }
 
 export interface ProgramOptions {
