@@ -37,8 +37,12 @@ describe("what a worker leaves behind outside of MongoDB", () => {
     // A Python producer sets no attempts: the worker's own policy holds.
     expect((await chunks.getJob(retried))?.attemptsMade).toBe(2);
 
-    const inline = (await chunks.getCompleted()).find(({ data }) => (data as Stub).chunk_index === 0);
-    expect(Object.keys(inline?.data as object).sort()).toEqual(
+    const inline = await until(
+      "the inline job is completed",
+      async () => (await chunks.getCompleted()).find(({ data }) => (data as Stub).chunk_index === 0),
+      10_000,
+    );
+    expect(Object.keys(inline.data as object).sort()).toEqual(
       ["chunk_id", "chunk_index", "committed", "leaf_hash", "session_id"].sort(),
     );
     // The refused job is a dead letter without its bytes, for its sender to look at.
