@@ -27,7 +27,6 @@ export const ERROR_DISPOSITIONS = {
   SESSION_SEALED: "unrecoverable",
   SESSION_TOO_LARGE: "unrecoverable",
   SESSION_UNKNOWN: "unrecoverable",
-  SESSION_HASH_MISMATCH: "unrecoverable",
   FINALIZE_COUNT_CONFLICT: "unrecoverable",
   FINALIZE_COUNT_BELOW_CHUNKS: "unrecoverable",
   TREE_CORRUPT: "unrecoverable",

@@ -1,7 +1,7 @@
 import type { KeyRing } from "../core/encrypt/kek.ts";
 import { isKekOf, makeKekCheck } from "../core/encrypt/kek-check.ts";
 import { unwrapSecret } from "../core/encrypt/session-secret.ts";
-import { LucidError } from "../core/errors.ts";
+import { errorCodeOf, LucidError } from "../core/errors.ts";
 import type { SessionRecord } from "../schema/record.ts";
 import type { RandomBytes, ServiceStateStore, SessionListing, SessionStore } from "./ports.ts";
 
@@ -43,11 +43,21 @@ async function claimCheck(ports: KeyRingPorts, { kek, version }: Kek): Promise<s
 async function opensSessions({ sessions }: KeyRingPorts, kek: Kek): Promise<boolean | undefined> {
   let opens: boolean | undefined;
   for (const id of await sessions.ids(undefined, SESSIONS_TRIED_MAX)) {
-    const session = await sessions.find(id);
+    const session = await readable(sessions.find(id));
     opens = (session === undefined ? undefined : opensSecret(session, kek)) ?? opens;
     if (opens === true) return true;
   }
   return opens;
+}
+
+/** A document of a newer version says nothing about the key, and must not keep a process from its start. */
+async function readable(found: Promise<SessionRecord | undefined>): Promise<SessionRecord | undefined> {
+  try {
+    return await found;
+  } catch (thrown) {
+    if (errorCodeOf(thrown) === "DOCUMENT_UNREADABLE") return undefined;
+    throw thrown;
+  }
 }
 
 function opensSecret({ id, keys }: SessionRecord, { kek, version }: Kek): boolean | undefined {

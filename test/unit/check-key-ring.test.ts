@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { type KeyRing, singleKeyRing } from "../../src/core/encrypt/kek.ts";
 import { isKekOf, makeKekCheck } from "../../src/core/encrypt/kek-check.ts";
 import { makeSessionSecret, wrapSecret } from "../../src/core/encrypt/session-secret.ts";
+import { LucidError } from "../../src/core/errors.ts";
 import type { SessionId } from "../../src/core/ids.ts";
 import { checkKeyRing } from "../../src/pipeline/check-key-ring.ts";
 import { MemoryServiceStateStore } from "../support/memory/service-state-store.ts";
@@ -20,6 +21,7 @@ function database() {
   const ports = { serviceState, sessions, random };
   return {
     serviceState,
+    sessions,
     check: (ring: KeyRing) => checkKeyRing(ports, ring),
     addSession: async (name: string, ring: KeyRing, { damaged = false } = {}): Promise<void> => {
       const id = name as SessionId;
@@ -74,6 +76,16 @@ describe("the key of a database", () => {
     await check(RIGHT);
     for (let n = 0; n < 40; n++) await addSession(`sess-${n}`, RIGHT, { damaged: true });
     await expect(check(RIGHT)).resolves.toBeUndefined();
+  });
+
+  test("is not put in question by sessions that can't be read", async () => {
+    const { check, addSession, sessions } = database();
+    for (const name of ["sess-a", "sess-b"]) await addSession(name, RIGHT);
+    const find = sessions.find.bind(sessions);
+    sessions.find = (id) =>
+      id === "sess-a" ? Promise.reject(new LucidError("DOCUMENT_UNREADABLE", "a newer version's")) : find(id);
+    await expect(check(WRONG)).rejects.toEqual(MISMATCH);
+    await check(RIGHT);
   });
 
   test("of two processes that come to an empty database at once, one is refused", async () => {

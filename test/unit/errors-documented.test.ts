@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { globSync, readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { ERROR_DISPOSITIONS } from "../../src/core/errors.ts";
 import { REPOSITORY } from "../support/planted-tree.ts";
@@ -26,6 +26,14 @@ describe("docs/errors.md", () => {
 
   test("documents every code of the program, once, in the program's order", () => {
     expect(rows.map(({ code }) => code)).toEqual(Object.keys(ERROR_DISPOSITIONS));
+  });
+
+  test("no code is left that nothing throws", () => {
+    const program = globSync("{src,workers,deploy}/**/*.ts", { cwd: REPOSITORY })
+      .filter((file) => !["src/core/errors.ts", "src/telemetry/metrics.ts"].includes(file))
+      .map((file) => readFileSync(`${REPOSITORY}${file}`, "utf8"))
+      .join("\n");
+    expect(Object.keys(ERROR_DISPOSITIONS).filter((code) => !program.includes(`"${code}"`))).toEqual([]);
   });
 
   test("gives each code the disposition that the program gives it", () => {
