@@ -76,11 +76,14 @@ export class AnchorClaims {
   }
 }
 
-export interface AnchoringPorts extends RelayPorts {
+export interface AnnouncingPorts extends RelayPorts {
   readonly manifests: ManifestStore;
   readonly files: ManifestFiles;
-  readonly clock: Clock;
   readonly claims: AnchorClaims;
+}
+
+export interface AnchoringPorts extends AnnouncingPorts {
+  readonly clock: Clock;
   readonly engine: AnchoringEngine;
 }
 
@@ -97,12 +100,11 @@ export async function anchorSession(
   manifestText: string,
   signal: AbortSignal,
 ): Promise<SessionRecord> {
-  if (session.anchoredEvent === "sent") return session;
-  if (session.state !== "anchored" && ports.claims.engineRests) return session;
+  if (ports.claims.engineRests) return session;
   try {
-    const confirmed =
-      session.state === "anchored" ? session : await confirm(ports, session, manifestText, signal);
-    return confirmed.state === "anchored" ? await announce(ports, confirmed, signal) : confirmed;
+    const confirmed = await confirm(ports, session, manifestText, signal);
+    if (confirmed.state === "anchored") await announceAnchor(ports, confirmed, signal);
+    return confirmed;
   } catch (thrown) {
     const code = errorCodeOf(thrown);
     if (!isEngineTrouble(code)) throw thrown;
@@ -202,11 +204,12 @@ export function anchorFileOf(session: SessionRecord): Uint8Array {
 }
 
 /** The anchor file, the manifest's status, the event, which is marked later: in this order, each repeatable. */
-async function announce(
-  ports: AnchoringPorts,
+export async function announceAnchor(
+  ports: AnnouncingPorts,
   session: SessionRecord,
   signal: AbortSignal,
-): Promise<SessionRecord> {
+): Promise<void> {
+  if (session.anchoredEvent !== "pending") return;
   const { patience, manifests, files } = ports;
   const key = manifestKeyOf(session);
   const { anchor: name } = manifestFileNames(session.id, key.type);
@@ -220,7 +223,6 @@ async function announce(
   await patience("manifests.mark", signal, () => manifests.mark(key, "anchored"));
   ports.claims.forget(session.id);
   await relaySessionAnchored(ports, session, event, signal);
-  return session;
 }
 
 /** The session after the change, or as somebody else has made it meanwhile. */

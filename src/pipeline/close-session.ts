@@ -2,7 +2,7 @@ import type { PrivateKey } from "../core/manifest/sign.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { SessionRecord } from "../schema/record.ts";
-import { type AnchorClaims, type AnchoringPorts, anchorSession } from "./anchor-session.ts";
+import { type AnchorClaims, type AnchoringPorts, anchorSession, announceAnchor } from "./anchor-session.ts";
 import type { AnchoringEngine } from "./anchoring-engine.ts";
 import { type RelayPorts, relaySessionSealed } from "./relay-events.ts";
 import type { Clock, ManifestFiles, ManifestStore, TileStore } from "./ports.ts";
@@ -45,13 +45,16 @@ export async function closeSession(
     const manifestPorts = { ...ports, signingKey: closing.signingKey };
     const { session: withManifest, text } = await writeManifest(manifestPorts, session, signal);
     session = withManifest;
-    if (closing.engine !== undefined) {
+    if (session.state === "anchored") {
+      await announceAnchor(ports, session, signal);
+    } else if (closing.engine !== undefined) {
       const anchoring: AnchoringPorts = { ...ports, engine: closing.engine };
       session = await anchorSession(anchoring, session, text, signal);
-      if (session.anchoredEvent !== "sent") return session;
+      if (session.state !== "anchored") return session;
     }
   }
-  if (session.sealedEvent !== "sent") return session;
+  // Also by a worker without key or engine: an event that is pending is told by one that has them.
+  if (session.sealedEvent !== "sent" || session.anchoredEvent === "pending") return session;
   await patience("sessions.close", signal, () => sessions.replace(id, session.version, { kind: "closed" }));
   return session;
 }

@@ -38,7 +38,7 @@ export interface SessionStore {
    * version also when they are `pending`: a mark that is under way meets a conflict.
    */
   reopenEvents(session: SessionId): Promise<number>;
-  /** Ids of sessions, in order, after `after`, that are open or were sealed since then: others have no event of that time. */
+  /** Ids of sessions, in order, after `after`, that aren't closed, or were sealed or anchored since then. */
   activeSince(since: Date, after: SessionId | undefined, limit: number): Promise<readonly SessionId[]>;
   /** Sessions that are not closed, ordered by id, after `after`. */
   unfinished(after: SessionId | undefined, limit: number): Promise<readonly Listed<SessionRecord>[]>;
@@ -108,10 +108,10 @@ export interface ChunkStore {
   originalBytesFrom(session: SessionId, from: number): Promise<number>;
   /** Chunks whose event is `pending`, ordered by document id, after `after`. */
   withPendingEvent(after: string | undefined, limit: number): Promise<readonly Listed<ChunkRecord>[]>;
-  /** Makes `sent` events of a session's chunks that were committed since then `pending` again; how many. */
+  /** Makes the events of a session's chunks that were marked `sent` since then `pending` again; how many. */
   reopenEvents(session: SessionId, since: Date): Promise<number>;
-  /** Marks the events of these chunks `sent`. */
-  markSent(chunks: readonly ChunkKey[]): Promise<void>;
+  /** Marks the events of these chunks `sent`, at that time. */
+  markSent(chunks: readonly ChunkKey[], at: Date): Promise<void>;
   /** Removes a chunk that never became a leaf; only if its blob is still `blobId`. */
   withdraw(chunk: ChunkKey, blobId: string): Promise<void>;
 }
@@ -237,8 +237,6 @@ export interface EventPublisher {
   marker(): Promise<string | undefined>;
   /** Adds the event to every queue under its id; an id that is there already stays as it is. */
   publish(event: LucidEvent): Promise<void>;
-  /** Gives events that failed for good at their consumer, `restMs` ago or longer, another try. */
-  retryFailed(restMs: number): Promise<void>;
 }
 
 /** The pure kernel, off the event loop. */

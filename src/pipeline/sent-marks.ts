@@ -1,3 +1,4 @@
+import { errorCodeOf } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import type { BackgroundWork } from "./relay-events.ts";
@@ -91,10 +92,7 @@ export class SentMarks {
     this.#underWay.set(eventId, seen);
     if (this.#isRunning) return;
     this.#isRunning = true;
-    background.add(this.#run(), (code) => {
-      this.#isRunning = false;
-      observer.report({ kind: "mark-lost", code });
-    });
+    background.add(this.#run(), (code) => observer.report({ kind: "mark-lost", code }));
   }
 
   async #run(): Promise<void> {
@@ -104,15 +102,17 @@ export class SentMarks {
       if (waitMs > 0) await clock.sleep(waitMs, this.#stopped);
       if (this.#stopped.aborted) break;
       const due = this.#takeDue();
-      try {
-        await this.#mark(due);
-      } finally {
-        for (const { eventId, seen } of due) {
-          if (this.#underWay.get(eventId) === seen) this.#underWay.delete(eventId);
-        }
+      // What isn't marked stays `pending`, for the sweeper; the marks after it are none of its business.
+      await this.#mark(due).catch((thrown: unknown) => this.#reportLost(thrown));
+      for (const { eventId, seen } of due) {
+        if (this.#underWay.get(eventId) === seen) this.#underWay.delete(eventId);
       }
     }
     this.#isRunning = false;
+  }
+
+  #reportLost(thrown: unknown): void {
+    if (!this.#stopped.aborted) this.#ports.observer.report({ kind: "mark-lost", code: errorCodeOf(thrown) });
   }
 
   #takeDue(): readonly AwaitedMark[] {
@@ -123,17 +123,24 @@ export class SentMarks {
 
   async #mark(due: readonly AwaitedMark[]): Promise<void> {
     let tried: readonly AwaitedMark[] = [];
+    let since = this.#ports.clock.now();
     await this.#ports.patience("events.mark", this.#stopped, async () => {
       // Looked at anew before every try: Redis may have been emptied while MongoDB was away. The reply also shows that
       // the connection lives; one whose other end lost power breaks only when it is used.
-      await this.#takeBackLost(tried);
+      await this.#takeBackLost(tried, since);
       const safe = due.filter(({ seen }) => this.#isSafe(seen));
       tried = safe;
       if (safe.length === 0) return;
-      await this.#writeMarks(safe.map(({ of }) => of));
+      const at = this.#ports.clock.now();
+      // The wall clock may have stepped back since the try before.
+      if (at < since) since = at;
+      await this.#writeMarks(
+        safe.map(({ of }) => of),
+        at,
+      );
       // Emptied since we looked, and perhaps reopened by a sweeper already: then our marks came too late for it.
       // Dies here, or the command arrives even later: such an event is lost (decision 13).
-      await this.#takeBackLost(tried);
+      await this.#takeBackLost(tried, since);
     });
   }
 
@@ -141,9 +148,9 @@ export class SentMarks {
     return marker !== undefined && marker === this.#marker && epoch === this.#ports.events.epoch;
   }
 
-  async #writeMarks(announced: readonly Announced[]): Promise<void> {
+  async #writeMarks(announced: readonly Announced[], at: Date): Promise<void> {
     const chunks = announced.flatMap((of) => (of.kind === "chunk" ? of.chunk : []));
-    if (chunks.length > 0) await this.#ports.chunks.markSent(chunks);
+    if (chunks.length > 0) await this.#ports.chunks.markSent(chunks, at);
     const sessions = announced.filter((of) => of.kind === "session");
     await Promise.all(sessions.map((of) => this.#markSession(of)));
   }
@@ -151,28 +158,37 @@ export class SentMarks {
   /** A conflict leaves the event `pending`: it may be that of a sweeper which has just made it so. */
   async #markSession({ session: { id }, event }: Announced & { readonly kind: "session" }): Promise<void> {
     const { sessions } = this.#ports;
-    const session = await sessions.find(id);
+    const session = await this.#unlessUnreadable(sessions.find(id));
     const state = event === "sealed" ? session?.sealedEvent : session?.anchoredEvent;
     if (session === undefined || state !== "pending") return;
     await sessions.replace(id, session.version, { kind: `${event}-event-sent` });
   }
 
+  /** A session that can't be read has a mark less; those beside it have theirs. */
+  async #unlessUnreadable(found: Promise<SessionRecord | undefined>): Promise<SessionRecord | undefined> {
+    try {
+      return await found;
+    } catch (thrown) {
+      if (errorCodeOf(thrown) !== "DOCUMENT_UNREADABLE") throw thrown;
+      this.#reportLost(thrown);
+      return undefined;
+    }
+  }
+
   /** Reads the marker; of marks that were tried under another one, the events become `pending` again. */
-  async #takeBackLost(tried: readonly AwaitedMark[]): Promise<void> {
+  async #takeBackLost(tried: readonly AwaitedMark[], since: Date): Promise<void> {
     const { chunks, sessions, events } = this.#ports;
     const marker = await events.marker();
     this.#marker = marker;
-    const oldest = new Map<SessionId, Date>();
+    const lost = new Set<SessionId>();
     for (const { of, seen } of tried) {
       if (seen.marker === marker) continue;
       if (of.kind === "session") {
         await sessions.reopenEvents(of.session.id);
         continue;
       }
-      const { sessionId, committedAt } = of.chunk;
-      const before = oldest.get(sessionId);
-      if (before === undefined || committedAt < before) oldest.set(sessionId, committedAt);
+      lost.add(of.chunk.sessionId);
     }
-    for (const [session, since] of oldest) await chunks.reopenEvents(session, since);
+    for (const session of lost) await chunks.reopenEvents(session, since);
   }
 }

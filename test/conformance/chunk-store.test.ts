@@ -6,6 +6,8 @@ import { bytesOf, chunk } from "../support/memory/records.ts";
 import { testServers } from "../support/servers.ts";
 import { describeStores } from "./stores.ts";
 
+const NOW = new Date("2026-01-02T03:04:05.678Z");
+
 const RACERS = 50;
 const at = (index: number) => index as LeafIndex;
 
@@ -203,25 +205,21 @@ describe("ChunkStore", () => {
         { sessionId: id, index: at(0) },
         { sessionId: id, index: at(2) },
       ];
-      await first().chunks.markSent(keys);
-      await second().chunks.markSent(keys);
+      await first().chunks.markSent(keys, NOW);
+      await second().chunks.markSent(keys, NOW);
       expect(await pending()).toEqual([1]);
       expect((await first().chunks.find(id, at(0)))?.eventState).toBe("sent");
       expect((await first().chunks.find(id, at(1)))?.eventState).toBe("pending");
     });
 
-    test("reopening makes exactly the sent events of a session's chunks committed since then pending again", async () => {
+    test("reopening makes exactly the sent events of a session's chunks that were marked since then pending again", async () => {
       const [id, other] = [session(), session()];
       const since = new Date("2030-01-01T00:00:00.000Z");
       const before = new Date(since.getTime() - 1);
-      await insertAll(first().chunks, [
-        chunk(id, 0, { committedAt: before }),
-        chunk(id, 1, { committedAt: since }),
-        chunk(id, 2, { committedAt: since }),
-        chunk(other, 0, { committedAt: since }),
-      ]);
-      await first().chunks.markSent([0, 1].map((index) => ({ sessionId: id, index: at(index) })));
-      await first().chunks.markSent([{ sessionId: other, index: at(0) }]);
+      await insertAll(first().chunks, [chunk(id, 0), chunk(id, 1), chunk(id, 2), chunk(other, 0)]);
+      await first().chunks.markSent([{ sessionId: id, index: at(0) }], before);
+      await first().chunks.markSent([{ sessionId: id, index: at(1) }], since);
+      await first().chunks.markSent([{ sessionId: other, index: at(0) }], since);
       expect(await second().chunks.reopenEvents(id, since)).toBe(1);
       expect((await first().chunks.find(other, at(0)))?.eventState).toBe("sent");
       const states = await Promise.all(
@@ -233,8 +231,8 @@ describe("ChunkStore", () => {
 
     test("marking no chunk, or an absent one, is harmless", async () => {
       const id = session();
-      await first().chunks.markSent([]);
-      await first().chunks.markSent([{ sessionId: id, index: at(0) }]);
+      await first().chunks.markSent([], NOW);
+      await first().chunks.markSent([{ sessionId: id, index: at(0) }], NOW);
       expect(await first().chunks.find(id, at(0))).toBeUndefined();
     });
 

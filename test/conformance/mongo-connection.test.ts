@@ -10,6 +10,8 @@ import { withDatabase } from "../../deploy/local/trial.ts";
 import { requireRealMongod, testServers } from "../support/servers.ts";
 import { mongoStores, type Stores } from "./stores.ts";
 
+const NOW = new Date("2026-01-02T03:04:05.678Z");
+
 const servers = testServers();
 const CLOSED_PORT_URL = "mongodb://127.0.0.1:1/lucid";
 
@@ -114,7 +116,7 @@ describe("MongoConnection", () => {
     const finds = await commandsOf(() => Promise.all(indexes.map((index) => stores.chunks.find(id, index))));
     expect(finds.driver).toBe(1);
     const marks = await commandsOf(() =>
-      Promise.all(indexes.map((index) => stores.chunks.markSent([{ sessionId: id, index }]))),
+      Promise.all(indexes.map((index) => stores.chunks.markSent([{ sessionId: id, index }], NOW))),
     );
     expect(marks.driver).toBe(1);
   });
@@ -278,7 +280,10 @@ describe("MongoConnection", () => {
       expect(await loseReply(() => lossy.tiles.write(id, tiles))).toEqual(["STORE_UNAVAILABLE", undefined]);
       expect((await lossy.tiles.read(id, 1, 0))?.byteLength).toBe(4 * 32);
       const key = { sessionId: id, index: 0 as LeafIndex };
-      expect(await loseReply(() => lossy.chunks.markSent([key]))).toEqual(["STORE_UNAVAILABLE", undefined]);
+      expect(await loseReply(() => lossy.chunks.markSent([key], NOW))).toEqual([
+        "STORE_UNAVAILABLE",
+        undefined,
+      ]);
       expect((await lossy.chunks.find(id, key.index))?.eventState).toBe("sent");
     });
   });

@@ -217,7 +217,7 @@ describe("SessionStore", () => {
       expect(await sessions.find(open)).toMatchObject({ version: 0 });
     });
 
-    test("those active since then are the open ones and the ones that were sealed since, by id, in pages", async () => {
+    test("those active since then are not closed, or were sealed or anchored since, by id, in pages", async () => {
       const { sessions } = first();
       const prefix = `zy-${session()}`;
       const since = new Date("2030-01-01T00:00:00.000Z");
@@ -228,6 +228,7 @@ describe("SessionStore", () => {
       ];
       for (const id of [sealed, older, open]) await sessions.create(newSession(id));
       await sessions.replace(older, 0, { kind: "seal", at: new Date(since.getTime() - 1) });
+      await sessions.replace(older, 1, { kind: "closed" });
       await sessions.replace(sealed, 0, { kind: "seal", at: since });
       await sessions.replace(sealed, 1, { kind: "closed" });
       const after = prefix as SessionId;
@@ -235,6 +236,9 @@ describe("SessionStore", () => {
       expect(await sessions.activeSince(since, after, 1)).toEqual([open]);
       expect(await sessions.activeSince(since, open, 1)).toEqual([sealed]);
       expect(await sessions.activeSince(since, undefined, 0)).toEqual([]);
+      const anchored = { kind: "anchored", transaction: "t", block: 1, at: since } as const;
+      await sessions.replace(older, 2, anchored);
+      expect(await sessions.activeSince(since, open, 1)).toEqual([older]);
     });
 
     test("many finds at once each get their own session", async () => {

@@ -11,6 +11,8 @@ import type { LeafIndex, SessionId } from "../../src/core/ids.ts";
 import { type FakeReplicaSet, startFakeReplicaSet } from "../support/fake-replica-set.ts";
 import { chunk } from "../support/memory/records.ts";
 
+const NOW = new Date("2026-01-02T03:04:05.678Z");
+
 const id = "sess-1" as SessionId;
 const at = (index: number) => index as LeafIndex;
 const timeOf = (seconds: number) => new Timestamp({ t: seconds, i: 1 });
@@ -51,7 +53,7 @@ describe("over a replica set", () => {
     await chunks.insert(chunk(id, 0));
     // An answer that overtakes another: the later time stays.
     fake.tellTime(900);
-    await chunks.markSent([{ sessionId: id, index: at(0) }]);
+    await chunks.markSent([{ sessionId: id, index: at(0) }], NOW);
     await read(connection);
     expect(fake.commands.at(-1)).toMatchObject({
       readConcern: { level: "majority", afterClusterTime: timeOf(1_000) },

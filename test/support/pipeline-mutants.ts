@@ -215,7 +215,7 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
       {
         file: RELAY,
         from: '  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
-        to: '  await ports.chunks.markSent([chunk]);\n  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
+        to: '  await ports.chunks.markSent([chunk], new Date());\n  await patience("events.publish", signal, () => events.publish(chunkCompletedEvent(chunk)));\n',
       },
     ],
   },
@@ -321,7 +321,7 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
     edits: [
       {
         file: SWEEP,
-        from: "if (known !== undefined) await this.#reopenEvents(limits.eventRetentionMs, signal);",
+        from: '        reopened += await patience("chunks.reopen", signal, () => chunks.reopenEvents(id, since));\n',
         to: "",
       },
     ],

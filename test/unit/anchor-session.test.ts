@@ -214,9 +214,11 @@ describe("an engine that is away", () => {
     shared.engine.outage = down;
     const worker = startWorker(shared);
     await worker.sweep();
-    expect(shared.engine.calls).toBe(1);
+    // By those that are swept side by side.
+    const { calls } = shared.engine;
+    expect(calls).toBeLessThanOrEqual(16);
     await worker.sweep();
-    expect(shared.engine.calls).toBe(1);
+    expect(shared.engine.calls).toBe(calls);
     for (const id of ids) {
       expect((await shared.manifests.find(manifestIdOf(id)))?.status).toBe("generated");
     }
@@ -278,7 +280,7 @@ describe("an engine that refuses", () => {
     await sealedSession(other, shared);
     shared.engine.plant(ID, "cd".repeat(32));
     const worker = startWorker(shared);
-    await sweepFor(worker, shared.clock, TAKE_OVER_MS);
+    await sweepFor(worker, shared.clock, 2 * TAKE_OVER_MS);
     expect((await recordOf(shared, other)).closed).toBe(true);
     expect((await recordOf(shared, ID)).state).toBe("sealed");
     expect(reported(worker, "anchor-delayed").every(({ sessionId }) => sessionId === ID)).toBe(true);

@@ -188,6 +188,37 @@ describe("closeSession", () => {
   });
 });
 
+describe("a worker that is configured with less than the one before it", () => {
+  /** Anchored, closed, and then its events are pending again: what a loss of Redis leaves. */
+  async function reopened() {
+    const shared = await sealedSession();
+    expect((await startWorker(shared).drive(ID)).closed).toBe(true);
+    await shared.sessions.reopenEvents(ID);
+    shared.events.lose("storage-events");
+    return shared;
+  }
+
+  test("without an engine tells session.anchored all the same", async () => {
+    const shared = await reopened();
+    expect(await startWorker(shared, { engine: null }).drive(ID)).toMatchObject({
+      sealedEvent: "sent",
+      anchoredEvent: "sent",
+      closed: true,
+    });
+    expect(eventIds(shared)).toContain(`session.anchored.${ID}`);
+  });
+
+  test("without a signing key leaves the session open for one that has it", async () => {
+    const shared = await reopened();
+    expect(await startWorker(shared, { signingKey: null }).drive(ID)).toMatchObject({
+      sealedEvent: "sent",
+      anchoredEvent: "pending",
+      closed: false,
+    });
+    expect(await startWorker(shared).drive(ID)).toMatchObject({ anchoredEvent: "sent", closed: true });
+  });
+});
+
 describe("a crash while closing", () => {
   test("at any port call, before or after it took effect, is made up for by another worker, byte for byte", async () => {
     const clean = await sealedSession();

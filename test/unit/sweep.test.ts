@@ -142,7 +142,7 @@ describe("the sweep of pending events", () => {
     stage.world.stores.events.empty();
     await stage.sweep();
     // Now the dead one's command arrives.
-    await stage.world.stores.chunks.markSent([{ sessionId: stage.session, index: 0 as LeafIndex }]);
+    await stage.world.stores.chunks.markSent([{ sessionId: stage.session, index: 0 as LeafIndex }], NOW);
     await stage.sweep();
     await stage.wait(2 * stage.world.options.eventPendingMs);
     await stage.sweep();
@@ -169,7 +169,8 @@ describe("the sweep of pending events", () => {
       const key = stage.world.wrappedKey(stage.session);
       const id = stage.session;
       await stage.world.stores.sessions.create({ id, hashAlgorithm: "blake3", key, createdAt: NOW });
-      await stage.world.stores.chunks.insert(chunk(id, 0, { eventState: "sent", committedAt: NOW }));
+      await stage.world.stores.chunks.insert(chunk(id, 0, { committedAt: NOW }));
+      await stage.world.stores.chunks.markSent([{ sessionId: id, index: 0 as LeafIndex }], NOW);
       events.empty();
     });
     await stage.sweep(late);
@@ -188,16 +189,42 @@ describe("the sweep of pending events", () => {
     expect(stage.count("events.publish")).toBe(1);
   });
 
-  test("retries an event that failed at its consumer, also when it was marked sent long ago", async () => {
+  test("an event that was told long after its commit is told again after a loss", async () => {
+    const stage = await stageWithPendingChunk();
+    await stage.sweep();
+    await stage.wait(25 * HOUR_MS);
+    await stage.sweep();
+    await stage.wait(MARK_DELAY_MS);
+    expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
+    stage.world.stores.events.empty();
+    await stage.sweep();
+    await stage.sweep();
+    expect(stage.events()).toMatchObject([{ event_id: "chunk.completed.sess-1.0" }]);
+  });
+
+  test("a session that can't be read keeps no other from its marks", async () => {
     const stage = new PipelineStage();
     await stage.sweep();
     await stage.process(stage.chunkJob(0));
-    await stage.rest();
+    await stage.finalize(1);
+    await stage.wait(100);
+    const { sessions } = stage.world.stores;
+    const find = sessions.find.bind(sessions);
+    let refusals = 2;
+    sessions.find = async (id) => {
+      // The mark's look at the session.
+      if (stage.committed(0)?.eventState === "sent" && refusals-- > 0)
+        throw new LucidError("DOCUMENT_UNREADABLE", "a newer version's");
+      return find(id);
+    };
+    await stage.wait(MARK_DELAY_MS);
+    expect(stage.reports).toContainEqual({ kind: "mark-lost", code: "DOCUMENT_UNREADABLE" });
     expect(stage.committed(0)).toMatchObject({ eventState: "sent" });
-    stage.world.stores.events.fail("storage-events", "chunk.completed.sess-1.0");
-    expect(stage.events()).toEqual([]);
-    await stage.sweep();
-    expect(stage.events()).toHaveLength(1);
+    for (let sweeps = 0; sweeps < 3; sweeps++) {
+      await stage.sweep();
+      await stage.wait(MARK_DELAY_MS);
+    }
+    expect(await stage.record()).toMatchObject({ sealedEvent: "sent", closed: true });
   });
 
   test("the event of a seal is marked like that of a chunk: one that Redis lost in its last second is told again", async () => {
@@ -284,7 +311,7 @@ describe("the sweep of sessions", () => {
       count: 1,
       finalize: { manifestType: "session_recording" },
     });
-    await chunks.markSent([{ sessionId: stage.session, index: 0 as LeafIndex }]);
+    await chunks.markSent([{ sessionId: stage.session, index: 0 as LeafIndex }], NOW);
     await stage.sweep();
     await stage.rest();
     await stage.sweep();

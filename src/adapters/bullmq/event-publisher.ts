@@ -8,12 +8,13 @@ import { keepJobs, type Retention } from "./retrying-worker.ts";
 
 /** Events of one round trip; an event is below 2 KiB. */
 const BATCH_COUNT_MAX = 256;
-/** Tries of a consumer that fails, before the event is a dead letter of its queue, which the sweeper retries. */
-const CONSUMER_ATTEMPTS = 5;
+/**
+ * Tries of a consumer that fails, each after twice the time: over a day and more. Until then the event waits in the queue's
+ * delayed set, where nothing is trimmed; as a dead letter it would give way to the next ones.
+ */
+const CONSUMER_ATTEMPTS = 18;
 const CONSUMER_RETRY_DELAY_MS = 1_000;
 const CONSUMER_RETRY_JITTER = 0.5;
-/** A script blocks Redis while it runs. */
-const RETRIED_PER_SCRIPT = 1_000;
 
 export interface EventPublisherOptions extends RedisTarget {
   readonly prefix: string;
@@ -83,15 +84,6 @@ export function createEventPublisher(options: EventPublisherOptions): BullmqEven
     async claimMarker(candidate) {
       await client.setnx(markerKey, candidate).catch(throwRedisError);
       return (await client.get(markerKey).catch(throwRedisError)) ?? candidate;
-    },
-
-    async retryFailed(restMs) {
-      if (client.status !== "ready") throw asRedisError(new Error("Connection is closed"));
-      // The attempts that are used up stay so: each call is one try, and not a burst of them.
-      const timestamp = Date.now() - restMs;
-      const retry = (queue: Queue) =>
-        queue.retryJobs({ state: "failed", count: RETRIED_PER_SCRIPT, timestamp });
-      await Promise.all(queues.map(retry)).catch(throwRedisError);
     },
 
     get commands() {

@@ -29,6 +29,11 @@ const LEAF_WINDOW_MAX = 256;
 /** An insert that was refused for a chunk which is gone when we look is tried again. */
 const INSERT_TRIES_MAX = 3;
 
+interface Marks {
+  readonly ids: readonly string[];
+  readonly at: Date;
+}
+
 type InsertOutcome = "inserted" | "index-taken" | "id-taken";
 
 /**
@@ -40,7 +45,7 @@ export class MongoChunkStore implements ChunkStore {
   readonly #chunks: Collection<ChunkDocument>;
   readonly #find: (id: string) => Promise<ChunkDocument | undefined>;
   readonly #insert: (document: ChunkDocument) => Promise<InsertOutcome | "refused">;
-  readonly #markSent: (ids: readonly string[]) => Promise<void>;
+  readonly #markSent: (marks: Marks) => Promise<void>;
 
   constructor(connection: MongoConnection) {
     this.#connection = connection;
@@ -57,7 +62,7 @@ export class MongoChunkStore implements ChunkStore {
       lanes: 1,
       itemsMax: MARK_ITEMS_MAX,
       bytesMax: MARK_ITEMS_MAX,
-      bytesOf: (ids) => ids.length,
+      bytesOf: ({ ids }) => ids.length,
       send: (groups) => this.#markMany(groups),
     });
   }
@@ -129,7 +134,7 @@ export class MongoChunkStore implements ChunkStore {
       update: COLLECTIONS.chunks,
       updates: [
         {
-          q: { session_id: session, "event.state": "sent", committed_at: { $gte: since } },
+          q: { session_id: session, "event.state": "sent", "event.sent_at": { $gte: since } },
           u: { $set: { "event.state": "pending" } },
           multi: true,
         },
@@ -158,9 +163,9 @@ export class MongoChunkStore implements ChunkStore {
     }));
   }
 
-  async markSent(chunks: readonly ChunkKey[]): Promise<void> {
+  async markSent(chunks: readonly ChunkKey[], at: Date): Promise<void> {
     if (chunks.length === 0) return;
-    await this.#markSent(chunks.map(chunkDocumentId));
+    await this.#markSent({ ids: chunks.map(chunkDocumentId), at });
   }
 
   async withdraw(chunk: ChunkKey, blobId: string): Promise<void> {
@@ -225,10 +230,14 @@ export class MongoChunkStore implements ChunkStore {
     return leaves;
   }
 
-  async #markMany(groups: readonly (readonly string[])[]): Promise<readonly undefined[]> {
+  /** One time for all that share a command: the latest, with which none is overlooked by reopenEvents. */
+  async #markMany(groups: readonly Marks[]): Promise<readonly undefined[]> {
+    const ids = groups.flatMap((group) => group.ids);
+    const at = new Date(Math.max(...groups.map((group) => group.at.getTime())));
+    const u = { $set: { "event.state": "sent", "event.sent_at": at } };
     await this.#connection.write({
       update: COLLECTIONS.chunks,
-      updates: [{ q: { _id: { $in: groups.flat() } }, u: { $set: { "event.state": "sent" } }, multi: true }],
+      updates: [{ q: { _id: { $in: ids } }, u, multi: true }],
     });
     return groups.map(() => undefined);
   }

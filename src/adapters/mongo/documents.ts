@@ -121,7 +121,7 @@ export interface ChunkDocument {
   readonly recorded_at?: string;
   readonly metadata?: string;
   readonly committed_at: Date;
-  readonly event: { readonly id: string; readonly state: EventState };
+  readonly event: { readonly id: string; readonly state: EventState; readonly sent_at?: Date };
 }
 
 export type LeafDocument = Pick<

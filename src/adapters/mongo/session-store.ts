@@ -91,7 +91,9 @@ export class MongoSessionStore implements SessionStore, SessionListing {
   }
 
   async activeSince(since: Date, after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
-    const isActive = { $or: [{ state: "open" as const }, { sealed_at: { $gte: since } }] };
+    const isActive = {
+      $or: [{ closed: false }, { sealed_at: { $gte: since } }, { "anchor.anchored_at": { $gte: since } }],
+    };
     return this.#idsOf(isActive, after, limit);
   }
 

@@ -3,11 +3,15 @@ import type { ChunkKey, ChunkStore, CommittedLeaf, Listed } from "../../../src/p
 import type { ChunkRecord } from "../../../src/schema/record.ts";
 import { pageAfter } from "./order.ts";
 
+const LONG_AGO = new Date(0);
+
 /** The twin of MongoChunkStore: each call is one atomic step, taken when it is called. */
 export class MemoryChunkStore implements ChunkStore {
   readonly #chunks = new Map<string, ChunkRecord>();
   /** `{sid}:{chunk id}`: the unique key. */
   readonly #chunkIds = new Set<string>();
+  /** When events were marked. */
+  readonly #sentAt = new Map<string, Date>();
 
   async find(session: SessionId, index: LeafIndex): Promise<ChunkRecord | undefined> {
     return this.committed({ sessionId: session, index });
@@ -51,8 +55,8 @@ export class MemoryChunkStore implements ChunkStore {
 
   async reopenEvents(session: SessionId, since: Date): Promise<number> {
     const lost = [...this.#chunks].filter(
-      ([, { sessionId, eventState, committedAt }]) =>
-        sessionId === session && eventState === "sent" && committedAt >= since,
+      ([key, { sessionId, eventState }]) =>
+        sessionId === session && eventState === "sent" && (this.#sentAt.get(key) ?? LONG_AGO) >= since,
     );
     for (const [key, chunk] of lost) this.#chunks.set(key, { ...chunk, eventState: "pending" });
     return lost.length;
@@ -67,10 +71,12 @@ export class MemoryChunkStore implements ChunkStore {
     }));
   }
 
-  async markSent(chunks: readonly ChunkKey[]): Promise<void> {
+  async markSent(chunks: readonly ChunkKey[], at: Date): Promise<void> {
     for (const key of chunks) {
       const chunk = this.committed(key);
-      if (chunk !== undefined) this.#chunks.set(indexKey(key), { ...chunk, eventState: "sent" });
+      if (chunk === undefined) continue;
+      this.#chunks.set(indexKey(key), { ...chunk, eventState: "sent" });
+      this.#sentAt.set(indexKey(key), at);
     }
   }
 

@@ -33,12 +33,6 @@ export class MemoryEventPublisher implements EventPublisher {
     }
   }
 
-  async retryFailed(): Promise<void> {
-    for (const queue of this.#queues.values()) {
-      for (const [id, { event }] of queue) queue.set(id, { event, state: "waiting" });
-    }
-  }
-
   /** Events that wait in one queue; all of them, also those delivered, until `lose`. */
   waiting(queueName: string): readonly LucidEvent[] {
     return [...this.#queue(queueName).values()].flatMap(({ event, state }) =>

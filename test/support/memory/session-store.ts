@@ -69,7 +69,8 @@ export class MemorySessionStore implements SessionStore, SessionListing {
 
   async activeSince(since: Date, after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
     const active = [...this.#sessions.values()].filter(
-      ({ state, sealedAt }) => state === "open" || (sealedAt !== undefined && sealedAt >= since),
+      ({ closed, sealedAt, anchor }) =>
+        !closed || [sealedAt, anchor?.anchoredAt].some((at) => at !== undefined && at >= since),
     );
     return pageAfter(active, ({ id }) => id, after, limit).map(({ id }) => id);
   }
