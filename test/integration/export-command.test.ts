@@ -324,13 +324,42 @@ describe("an export that is interrupted", () => {
     expect(existsSync(join(folder, "mixed"))).toBe(false);
   });
 
-  test("leaves no secret behind", async () => {
-    await interruptedAfter(5, "secretless");
-    expect(readdirSync(partialOf("secretless")).toSorted()).toEqual(
-      ["blobs", session.names.chunks].toSorted(),
+  test("is not gone on with when its folder holds a file that no export writes", async () => {
+    await interruptedAfter(5, "noted");
+    writeFileSync(join(partialOf("noted"), "notes"), "mine");
+    await expectFailure([session.id, "-o", "noted"], "CONFIG_INVALID");
+    expect(readFileSync(join(partialOf("noted"), "notes"), "utf8")).toBe("mine");
+    expect(existsSync(join(folder, "noted"))).toBe(false);
+  });
+
+  test("with --secret at its last step leaves none behind, and none is handed out without it", async () => {
+    const env = { ENCRYPTION_KEY: KEK_TEXT };
+    mkdirSync(join(partialOf("secretless"), "blobs"), { recursive: true });
+    const stray = join(partialOf("secretless"), "blobs", "stray");
+    writeFileSync(stray, "");
+    await expectFailure([session.id, "-o", "secretless", "--secret"], "CONFIG_INVALID", env);
+    expect(secretsOf("secretless")).toEqual([]);
+    rmSync(stray);
+    expect((await run(["export", session.id, "-o", "secretless"])).code).toBe(0);
+    expect(readdirSync(join(folder, "secretless")).toSorted()).toEqual(
+      ["blobs", ...session.files.keys()].toSorted(),
     );
   });
+
+  test("by a version that left its secret doesn't get it into the next one's folder", async () => {
+    mkdirSync(partialOf("left"));
+    writeFileSync(join(partialOf("left"), "session-secret"), `1 ${session.secret}\n`);
+    expect((await run(["export", session.id, "-o", "left"])).code).toBe(0);
+    expect(secretsOf("left")).toEqual([]);
+  });
 });
+
+/** Wherever they are: in the folder, or in what grows to it. */
+function secretsOf(name: string): readonly string[] {
+  return readdirSync(folder, { recursive: true, encoding: "utf8" }).filter(
+    (path) => path.startsWith(name) && path.endsWith("/session-secret"),
+  );
+}
 
 test("a session id that is no id is refused before any path is made of it", async () => {
   await expectFailure(["../up", "-o", "none"], "JOB_INVALID");
