@@ -2,7 +2,8 @@ import type { KeyRing } from "../core/encrypt/kek.ts";
 import { isKekOf, makeKekCheck } from "../core/encrypt/kek-check.ts";
 import { unwrapSecret } from "../core/encrypt/session-secret.ts";
 import { errorCodeOf, LucidError } from "../core/errors.ts";
-import type { SessionRecord } from "../schema/record.ts";
+import type { SessionId } from "../core/ids.ts";
+import type { SessionRecord, WrappedSecret } from "../schema/record.ts";
 import type { RandomBytes, ServiceStateStore, SessionListing, SessionStore } from "./ports.ts";
 
 /** Sessions of a database without a check value that are looked at; one whose secret opens is enough. */
@@ -15,37 +16,68 @@ export interface KeyRingPorts {
 }
 
 /**
- * Before a process takes its first job: is its KEK the one that this database's secrets are wrapped with? Throws KEK_MISMATCH.
+ * Before a process takes its first job: are its KEKs those that this database's secrets are wrapped with? Throws KEK_MISMATCH.
  * After it, a secret that doesn't unwrap says something about that session, and nothing about the process.
  *
  * The first key that a database sees stays its key. Two processes that come to an empty one with different keys claim the check
  * at the same time: one is written, the other process finds it and is refused. Dying before or after the claim changes nothing.
+ *
+ * A ring may bring a new version only if it is this database's by those that are known: otherwise a wrong ring would claim the
+ * new version, and lock the right one out.
  */
 export async function checkKeyRing(ports: KeyRingPorts, keyRing: KeyRing): Promise<void> {
-  const version = keyRing.activeVersion;
-  const kek = keyRing.kek(version);
-  const stored = (await ports.serviceState.kekCheck(version)) ?? (await claimCheck(ports, { kek, version }));
-  if (!isKekOf(stored, kek, version)) throw mismatch();
-}
-
-interface Kek {
-  readonly kek: Uint8Array;
-  readonly version: number;
-}
-
-async function claimCheck(ports: KeyRingPorts, { kek, version }: Kek): Promise<string> {
+  const { serviceState, random } = ports;
+  const { activeVersion } = keyRing;
+  const known = await serviceState.kekChecks();
+  requireFit(known, keyRing);
+  if (known.has(activeVersion)) return;
   // A database from before there were check values: its sessions say whose it is.
-  if ((await opensSessions(ports, { kek, version })) === false) throw mismatch();
-  return ports.serviceState.claimKekCheck(version, makeKekCheck(kek, version, ports.random));
+  if ((await opensSessions(ports, keyRing, known)) === false) throw mismatch();
+  await serviceState.claimKekCheck(
+    activeVersion,
+    makeKekCheck(keyRing.kek(activeVersion), activeVersion, random),
+  );
+  // Others may have claimed meanwhile, this version or another one.
+  requireFit(await serviceState.kekChecks(), keyRing);
 }
 
-/** `undefined` if no session has a secret under this version. */
-async function opensSessions({ sessions }: KeyRingPorts, kek: Kek): Promise<boolean | undefined> {
+/** All known versions that the ring holds must be its own, and one of them at least if any is known. */
+function requireFit(known: ReadonlyMap<number, string>, keyRing: KeyRing): void {
+  let held = 0;
+  for (const [version, check] of known) {
+    const kek = kekOf(keyRing, version);
+    if (kek === undefined) continue;
+    held += 1;
+    if (!isKekOf(check, kek, version)) throw mismatch();
+  }
+  if (held === 0 && known.size > 0) throw mismatch();
+}
+
+/** `undefined` for a version that the ring doesn't hold. */
+function kekOf(keyRing: KeyRing, version: number): Uint8Array | undefined {
+  try {
+    return keyRing.kek(version);
+  } catch (thrown) {
+    if (errorCodeOf(thrown) === "KEK_UNKNOWN") return undefined;
+    throw thrown;
+  }
+}
+
+/** `undefined` if no session has a secret under a version that the ring holds and nothing is known of. */
+async function opensSessions(
+  { sessions }: KeyRingPorts,
+  keyRing: KeyRing,
+  known: ReadonlyMap<number, string>,
+): Promise<boolean | undefined> {
   let opens: boolean | undefined;
   for (const id of await sessions.ids(undefined, SESSIONS_TRIED_MAX)) {
     const session = await readable(sessions.find(id));
-    opens = (session === undefined ? undefined : opensSecret(session, kek)) ?? opens;
-    if (opens === true) return true;
+    for (const key of session?.keys ?? []) {
+      const kek = known.has(key.kekVersion) ? undefined : kekOf(keyRing, key.kekVersion);
+      if (kek === undefined) continue;
+      opens = opensSecret(id, key, kek);
+      if (opens) return true;
+    }
   }
   return opens;
 }
@@ -60,11 +92,9 @@ async function readable(found: Promise<SessionRecord | undefined>): Promise<Sess
   }
 }
 
-function opensSecret({ id, keys }: SessionRecord, { kek, version }: Kek): boolean | undefined {
-  const key = keys.find(({ kekVersion }) => kekVersion === version);
-  if (key === undefined) return undefined;
+function opensSecret(sessionId: SessionId, { keyVersion, wrapped }: WrappedSecret, kek: Uint8Array): boolean {
   try {
-    unwrapSecret(key.wrapped, { kek, sessionId: id, keyVersion: key.keyVersion });
+    unwrapSecret(wrapped, { kek, sessionId, keyVersion });
     return true;
   } catch {
     return false;

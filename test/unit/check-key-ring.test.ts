@@ -13,6 +13,19 @@ const seeded = seededRandom(3);
 const random = (length: number): Uint8Array => seeded.bytes(length);
 const RIGHT = singleKeyRing("d5Yt0pMZ3kQm8sVx2bHc7nRw4jLf9gTa");
 const WRONG = singleKeyRing("another key, of which nothing here was made 8Qz");
+/** The keys by version; the last is the active one. */
+function ringOf(...keys: readonly (readonly [version: number, of: KeyRing])[]): KeyRing {
+  return {
+    activeVersion: keys.at(-1)?.[0] ?? 1,
+    kek(version) {
+      const found = keys.find(([held]) => held === version);
+      if (found === undefined) throw new LucidError("KEK_UNKNOWN", "not in this ring");
+      return found[1].kek(1);
+    },
+  };
+}
+const SECOND = singleKeyRing("the next k3y of this installation 777, uQ");
+const OTHER_SECOND = singleKeyRing("the next k3y of an0ther installation 5, vW");
 const MISMATCH = expect.objectContaining({ code: "KEK_MISMATCH" });
 
 function database() {
@@ -55,10 +68,10 @@ describe("the key of a database", () => {
   test("is the first that an empty one sees, from then on", async () => {
     const { check, serviceState } = database();
     await check(RIGHT);
-    const claimed = await serviceState.kekCheck(1);
+    const claimed = await serviceState.kekChecks();
     await expect(check(WRONG)).rejects.toEqual(MISMATCH);
     await check(RIGHT);
-    expect(await serviceState.kekCheck(1)).toBe(claimed);
+    expect(await serviceState.kekChecks()).toEqual(claimed);
   });
 
   test("is that of the sessions where there is no check value yet", async () => {
@@ -66,7 +79,7 @@ describe("the key of a database", () => {
     await addSession("sess-1", RIGHT, { damaged: true });
     await addSession("sess-2", RIGHT);
     await expect(check(WRONG)).rejects.toEqual(MISMATCH);
-    expect(await serviceState.kekCheck(1)).toBeUndefined();
+    expect(await serviceState.kekChecks()).toEqual(new Map());
     await check(RIGHT);
     await expect(check(WRONG)).rejects.toEqual(MISMATCH);
   });
@@ -100,5 +113,50 @@ describe("the key of a database", () => {
     const refusal = await check(WRONG).catch((thrown: unknown) => thrown as Error);
     expect(refusal).toMatchObject({ message: expect.stringContaining("ENCRYPTION_KEY") });
     expect(JSON.stringify(refusal)).not.toContain("another key,");
+  });
+});
+
+describe("a ring of several keys", () => {
+  test("brings a new version to a database that is its own, and is then what counts", async () => {
+    const { check, addSession, serviceState } = database();
+    await check(RIGHT);
+    for (let n = 0; n < 20; n++) await addSession(`sess-${n}`, RIGHT);
+    await check(ringOf([1, RIGHT], [2, SECOND]));
+    expect([...(await serviceState.kekChecks()).keys()]).toEqual([1, 2]);
+    await expect(check(ringOf([1, RIGHT], [2, OTHER_SECOND]))).rejects.toEqual(MISMATCH);
+    // Before and after everybody has both.
+    await check(RIGHT);
+    await check(ringOf([2, SECOND]));
+  });
+
+  test.each([
+    ["all of them wrong", ringOf([1, WRONG], [2, OTHER_SECOND])],
+    ["the active one alone", ringOf([2, OTHER_SECOND])],
+    ["an earlier one wrong", ringOf([1, WRONG], [2, SECOND])],
+  ])("with %s is refused where another key is known, and claims nothing", async (_what, ring) => {
+    const { check, addSession, serviceState } = database();
+    await check(RIGHT);
+    for (let n = 0; n < 20; n++) await addSession(`sess-${n}`, RIGHT);
+    const before = await serviceState.kekChecks();
+    await expect(check(ring)).rejects.toEqual(MISMATCH);
+    expect(await serviceState.kekChecks()).toEqual(before);
+    await check(ringOf([1, RIGHT], [2, SECOND]));
+  });
+
+  test("is measured by all sessions that it has a key for, where nothing is known yet", async () => {
+    const { check, addSession, serviceState } = database();
+    await addSession("sess-1", RIGHT);
+    await expect(check(ringOf([1, WRONG], [2, OTHER_SECOND]))).rejects.toEqual(MISMATCH);
+    expect(await serviceState.kekChecks()).toEqual(new Map());
+    await check(ringOf([1, RIGHT], [2, SECOND]));
+  });
+
+  test("of two that come to an empty database at once, with versions of their own, one at least is refused", async () => {
+    const { check } = database();
+    const outcomes = await Promise.allSettled([
+      check(ringOf([1, RIGHT], [2, SECOND])),
+      check(ringOf([1, WRONG])),
+    ]);
+    expect(outcomes.some(({ status }) => status === "rejected")).toBe(true);
   });
 });
