@@ -6,8 +6,15 @@ import type { SessionId } from "../core/ids.ts";
 import type { SessionRecord, WrappedSecret } from "../schema/record.ts";
 import type { RandomBytes, ServiceStateStore, SessionListing, SessionStore } from "./ports.ts";
 
-/** Sessions of a database without a check value that are looked at; one whose secret opens is enough. */
-const SESSIONS_TRIED_MAX = 32;
+/** The newest sessions of a database without a check value: they are the ones that jobs come for. */
+const SESSIONS_TRIED_MAX = 256;
+
+/** What a ring does with the newest sessions' secrets that it should open. */
+export interface SecretsTried {
+  readonly opened: number;
+  /** Wrapped with another key, or damaged: nothing tells these apart. */
+  readonly unopened: number;
+}
 
 export interface KeyRingPorts {
   readonly serviceState: ServiceStateStore;
@@ -24,21 +31,38 @@ export interface KeyRingPorts {
  *
  * A ring may bring a new version only if it is this database's by those that are known: otherwise a wrong ring would claim the
  * new version, and lock the right one out.
+ *
+ * Where there is no check value, the newest sessions say whose the database is. One that opens is enough, because damage keeps
+ * secrets from opening and nothing makes them open; `unopened` says that others don't.
  */
-export async function checkKeyRing(ports: KeyRingPorts, keyRing: KeyRing): Promise<void> {
-  const { serviceState, random } = ports;
-  const { activeVersion } = keyRing;
+export async function checkKeyRing(ports: KeyRingPorts, keyRing: KeyRing): Promise<SecretsTried> {
+  const { serviceState } = ports;
   const known = await serviceState.kekChecks();
   requireFit(known, keyRing);
-  if (known.has(activeVersion)) return;
-  // A database from before there were check values: its sessions say whose it is.
-  if ((await opensSessions(ports, keyRing, known)) === false) throw mismatch();
-  await serviceState.claimKekCheck(
-    activeVersion,
-    makeKekCheck(keyRing.kek(activeVersion), activeVersion, random),
-  );
+  if (known.has(keyRing.activeVersion)) return { opened: 0, unopened: 0 };
+  const tried = await trySecrets(ports, keyRing, known);
+  if (tried.opened === 0 && tried.unopened > 0) throw opensNone(tried.unopened);
+  const { activeVersion } = keyRing;
+  const check = makeKekCheck(keyRing.kek(activeVersion), activeVersion, ports.random);
+  await serviceState.claimKekCheck(activeVersion, check);
   // Others may have claimed meanwhile, this version or another one.
   requireFit(await serviceState.kekChecks(), keyRing);
+  return tried;
+}
+
+/**
+ * Makes the ring's keys this database's, whatever the check values and the sessions say: for an operator who knows better.
+ * Processes that run with another key go on with it until they are started again.
+ */
+export async function adoptKeyRing(ports: KeyRingPorts, keyRing: KeyRing): Promise<SecretsTried> {
+  const { serviceState, random } = ports;
+  const tried = await trySecrets(ports, keyRing, new Map());
+  // The active version last: until then the ring is refused, and the command is given again.
+  for (const version of [...(await serviceState.kekChecks()).keys(), keyRing.activeVersion]) {
+    const kek = kekOf(keyRing, version);
+    if (kek !== undefined) await serviceState.replaceKekCheck(version, makeKekCheck(kek, version, random));
+  }
+  return tried;
 }
 
 /** All known versions that the ring holds must be its own, and one of them at least if any is known. */
@@ -63,23 +87,24 @@ function kekOf(keyRing: KeyRing, version: number): Uint8Array | undefined {
   }
 }
 
-/** `undefined` if no session has a secret under a version that the ring holds and nothing is known of. */
-async function opensSessions(
+/** Counts sessions that have a secret under a version that the ring holds and nothing is known of. */
+async function trySecrets(
   { sessions }: KeyRingPorts,
   keyRing: KeyRing,
   known: ReadonlyMap<number, string>,
-): Promise<boolean | undefined> {
-  let opens: boolean | undefined;
-  for (const id of await sessions.ids(undefined, SESSIONS_TRIED_MAX)) {
-    const session = await readable(sessions.find(id));
-    for (const key of session?.keys ?? []) {
+): Promise<SecretsTried> {
+  const ids = await sessions.newest(SESSIONS_TRIED_MAX);
+  const found = await Promise.all(ids.map((id) => readable(sessions.find(id))));
+  let [opened, unopened] = [0, 0];
+  for (const session of found) {
+    const outcomes = (session?.keys ?? []).flatMap((key) => {
       const kek = known.has(key.kekVersion) ? undefined : kekOf(keyRing, key.kekVersion);
-      if (kek === undefined) continue;
-      opens = opensSecret(id, key, kek);
-      if (opens) return true;
-    }
+      return session === undefined || kek === undefined ? [] : [opensSecret(session.id, key, kek)];
+    });
+    if (outcomes.includes(true)) opened += 1;
+    else if (outcomes.length > 0) unopened += 1;
   }
-  return opens;
+  return { opened, unopened };
 }
 
 /** A document of a newer version says nothing about the key, and must not keep a process from its start. */
@@ -105,5 +130,12 @@ function mismatch(): LucidError {
   return new LucidError(
     "KEK_MISMATCH",
     "ENCRYPTION_KEY is not the key that this database's sessions are wrapped with: use that key, or another database",
+  );
+}
+
+function opensNone(sessions: number): LucidError {
+  return new LucidError(
+    "KEK_MISMATCH",
+    `ENCRYPTION_KEY opens none of the newest ${sessions} sessions' secrets: use their key, or another database; or say with "keys adopt" that it is right`,
   );
 }

@@ -57,6 +57,8 @@ export interface Listed<Document> {
 export interface SessionListing {
   /** Ids of all sessions, in order, after `after`; also of those whose documents can't be read. */
   ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]>;
+  /** Those that were made last, newest first as far as the database keeps that order; also unreadable ones. */
+  newest(limit: number): Promise<readonly SessionId[]>;
 }
 
 export interface NewSession {
@@ -138,6 +140,8 @@ export interface ServiceStateStore {
   kekChecks(): Promise<ReadonlyMap<number, string>>;
   /** Sets `candidate` if this version has none. */
   claimKekCheck(version: number, candidate: string): Promise<void>;
+  /** Sets `check`, whatever is there: an operator's decision. */
+  replaceKekCheck(version: number, check: string): Promise<void>;
 }
 
 export interface KnownRedis {

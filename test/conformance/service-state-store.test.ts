@@ -45,6 +45,15 @@ function suite(store: () => ServiceStateStore): void {
     );
     expect((await store().redis())?.marker).toBe("two");
   });
+
+  test("replaces a check value for who decides so, and sets one that isn't there", async () => {
+    await store().replaceKekCheck(12, "another");
+    await store().replaceKekCheck(13, "new");
+    const checks = await store().kekChecks();
+    expect([checks.get(12), checks.get(13)]).toEqual(["another", "new"]);
+    await store().claimKekCheck(13, "late");
+    expect((await store().kekChecks()).get(13)).toBe("new");
+  });
 }
 
 describe("in memory", () => {
@@ -63,6 +72,6 @@ describe("over MongoDB", () => {
 
   test("two installations on one database have a marker each, and one key", async () => {
     expect(await store("{b}").redis()).toBeUndefined();
-    expect((await store("{b}").kekChecks()).get(12)).toBe("twelfth version");
+    expect((await store("{b}").kekChecks()).get(13)).toBe("new");
   });
 });

@@ -4,7 +4,7 @@ import { isKekOf, makeKekCheck } from "../../src/core/encrypt/kek-check.ts";
 import { makeSessionSecret, wrapSecret } from "../../src/core/encrypt/session-secret.ts";
 import { LucidError } from "../../src/core/errors.ts";
 import type { SessionId } from "../../src/core/ids.ts";
-import { checkKeyRing } from "../../src/pipeline/check-key-ring.ts";
+import { adoptKeyRing, checkKeyRing } from "../../src/pipeline/check-key-ring.ts";
 import { MemoryServiceStateStore } from "../support/memory/service-state-store.ts";
 import { MemorySessionStore } from "../support/memory/session-store.ts";
 import { seededRandom } from "../support/seeded-random.ts";
@@ -36,6 +36,7 @@ function database() {
     serviceState,
     sessions,
     check: (ring: KeyRing) => checkKeyRing(ports, ring),
+    adopt: (ring: KeyRing) => adoptKeyRing(ports, ring),
     addSession: async (name: string, ring: KeyRing, { damaged = false } = {}): Promise<void> => {
       const id = name as SessionId;
       const place = { kek: ring.kek(1), sessionId: id, keyVersion: 1 };
@@ -88,7 +89,42 @@ describe("the key of a database", () => {
     const { check, addSession } = database();
     await check(RIGHT);
     for (let n = 0; n < 40; n++) await addSession(`sess-${n}`, RIGHT, { damaged: true });
-    await expect(check(RIGHT)).resolves.toBeUndefined();
+    await expect(check(RIGHT)).resolves.toEqual({ opened: 0, unopened: 0 });
+  });
+
+  test("is that of the newest sessions, and not of those whose ids come first", async () => {
+    const { check, addSession, serviceState } = database();
+    for (let n = 100; n < 132; n++) await addSession(`sess-2025-${n}`, WRONG);
+    for (let n = 100; n < 600; n++) await addSession(`sess-2026-${n}`, RIGHT);
+    await expect(check(WRONG)).rejects.toEqual(MISMATCH);
+    expect(await serviceState.kekChecks()).toEqual(new Map());
+    expect(await check(RIGHT)).toEqual({ opened: 256, unopened: 0 });
+  });
+
+  test("is accepted with a word where the newest sessions have several", async () => {
+    const { check, addSession } = database();
+    for (let n = 0; n < 200; n++) await addSession(`sess-a${n}`, RIGHT);
+    for (let n = 0; n < 40; n++) await addSession(`sess-b${n}`, WRONG);
+    expect(await check(RIGHT)).toEqual({ opened: 200, unopened: 40 });
+    await expect(check(WRONG)).rejects.toEqual(MISMATCH);
+  });
+
+  test("is what an operator says it is, also against the check value and the sessions", async () => {
+    const { check, adopt, addSession } = database();
+    await check(WRONG);
+    for (let n = 0; n < 3; n++) await addSession(`sess-${n}`, RIGHT, { damaged: n > 0 });
+    await expect(check(RIGHT)).rejects.toEqual(MISMATCH);
+    expect(await adopt(RIGHT)).toEqual({ opened: 1, unopened: 2 });
+    await check(RIGHT);
+    await expect(check(WRONG)).rejects.toEqual(MISMATCH);
+  });
+
+  test("is left to the operator where no secret of the newest sessions opens, and the refusal says so", async () => {
+    const { check, adopt, addSession } = database();
+    for (let n = 0; n < 3; n++) await addSession(`sess-${n}`, RIGHT, { damaged: true });
+    await expect(check(RIGHT)).rejects.toMatchObject({ message: expect.stringContaining("keys adopt") });
+    await adopt(RIGHT);
+    await check(RIGHT);
   });
 
   test("is not put in question by sessions that can't be read", async () => {
@@ -141,6 +177,16 @@ describe("a ring of several keys", () => {
     await expect(check(ring)).rejects.toEqual(MISMATCH);
     expect(await serviceState.kekChecks()).toEqual(before);
     await check(ringOf([1, RIGHT], [2, SECOND]));
+  });
+
+  test("is an operator's to adopt as a whole", async () => {
+    const { check, adopt } = database();
+    await check(WRONG);
+    const ring = ringOf([1, RIGHT], [2, SECOND]);
+    await expect(check(ring)).rejects.toEqual(MISMATCH);
+    await adopt(ring);
+    await check(ring);
+    await check(RIGHT);
   });
 
   test("is measured by all sessions that it has a key for, where nothing is known yet", async () => {

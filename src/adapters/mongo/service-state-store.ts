@@ -79,4 +79,11 @@ export class MongoServiceStateStore implements ServiceStateStore {
       updates: [{ q: { _id: kekCheckId(version) }, u: { $setOnInsert: { value: candidate } }, upsert: true }],
     });
   }
+
+  async replaceKekCheck(version: number, check: string): Promise<void> {
+    await this.#connection.write({
+      update: COLLECTIONS.serviceState,
+      updates: [{ q: { _id: kekCheckId(version) }, u: { $set: { value: check } }, upsert: true }],
+    });
+  }
 }

@@ -22,4 +22,8 @@ export class MemoryServiceStateStore implements ServiceStateStore {
   async claimKekCheck(version: number, candidate: string): Promise<void> {
     if (!this.#kekChecks.has(version)) this.#kekChecks.set(version, candidate);
   }
+
+  async replaceKekCheck(version: number, check: string): Promise<void> {
+    this.#kekChecks.set(version, check);
+  }
 }
