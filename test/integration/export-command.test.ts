@@ -427,10 +427,11 @@ describe("two exports to one folder at the same time", () => {
   });
 });
 
-/** Wherever they are: in the folder, or in what grows to it. */
+/** Wherever they are: in the folder, in what grows to it, or on the way from one to the other. */
 function secretsOf(name: string): readonly string[] {
   return readdirSync(folder, { recursive: true, encoding: "utf8" }).filter(
-    (path) => path.startsWith(name) && path.endsWith("/session-secret"),
+    (path) =>
+      (path.startsWith(name) || path.startsWith(`${session.id}.`)) && path.endsWith("/session-secret"),
   );
 }
 

@@ -41,10 +41,8 @@ export interface ExportFolder extends ExportTarget {
 /** Throws CONFIG_INVALID if `folder` exists, OUTPUT_FAILED if it can't be made or written. */
 export async function openExportFolder(folder: string, session: SessionId): Promise<ExportFolder> {
   const path = resolve(folder);
-  const claimed = join(
-    dirname(path),
-    `${basename(path)}.${session}.${randomBytes(CLAIM_BYTES).toString("hex")}.partial`,
-  );
+  // Without the folder's name, which may be as long as a name can be: it would show when all is copied.
+  const claimed = join(dirname(path), `${session}.${randomBytes(CLAIM_BYTES).toString("hex")}.partial`);
   const partial = join(dirname(path), `${basename(path)}.${session}.partial`);
   if (await exists(path)) throw taken();
   await inFolder(() => mkdir(join(partial, BLOBS), { recursive: true, mode: FOLDER_MODE }));
