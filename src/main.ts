@@ -388,7 +388,11 @@ async function untilKeyRingFits(
   };
   const check = () =>
     checkKeyRing(ports, keyRing).then(
-      () => "fits" as const,
+      ({ unopened }) => {
+        if (unopened > 0)
+          log.event("key_ring_partial", { count: unopened, kek_version: keyRing.activeVersion });
+        return "fits" as const;
+      },
       (thrown: unknown) => {
         if (errorCodeOf(thrown) !== "KEK_MISMATCH") throw thrown;
         return asLucidError(thrown);

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import type { Command } from "commander";
-import { openExportFolder } from "../adapters/file/export-folder.ts";
+import { openExportFolder, SECRET_FILE } from "../adapters/file/export-folder.ts";
 import { loadProcessConfig } from "../config.ts";
 import { sessionId } from "../core/ids.ts";
 import { keyRingOf } from "../key-ring.ts";
@@ -21,7 +21,6 @@ interface ExportFlags {
   readonly secret?: boolean;
 }
 
-const SECRET_FILE = "session-secret";
 const SECRET_WARNING =
   "opens every chunk of this session, for ever: give it only to whom you would give the recording, " +
   "and not on the way that the folder takes";
@@ -45,9 +44,7 @@ export function exportCommand(): Command {
           try {
             const onProgress = (blobs: number): void => bar.update(blobs);
             const exported = await exportSession(stores, exportable, folder, { signal, onProgress });
-            // Last: what an interrupted export leaves opens nothing.
-            if (secret !== undefined) await folder.writeSecret(SECRET_FILE, secret);
-            await folder.publish(record.tree.size);
+            await folder.publish(record.tree.size, secret);
             bar.stop();
             await report(output, flags, exportable, exported);
           } catch (thrown) {

@@ -33,8 +33,9 @@ no document names, events that are still pending, and states that a session shou
 workers: what is on its way is an info, not a warning.
 
 --repair writes tiles that are missing or wrong, and manifest files that are missing, where they follow from the
-committed documents and these make the root that the session has. It never changes a chunk, a blob, a root, a signature
-or a file that is there.
+committed documents and these make the root that the session has; the files, which are signed, only if the signatures
+are those of a key that is pinned (--key, or MANIFEST_SIGNING_KEY_FILE). It never changes a chunk, a blob, a root, a
+signature or a file that is there.
 Pending events and orphan blobs are left to the workers' sweeper: an orphan's age is known only to who has seen it for
 ORPHAN_BLOB_SECONDS.
 

@@ -1,9 +1,14 @@
 import { resolve } from "node:path";
 import { Command } from "commander";
 import { generateSigningKey } from "../adapters/file/signing-key.ts";
+import { systemRandomBytes } from "../adapters/system/random.ts";
+import { loadProcessConfig } from "../config.ts";
 import { utf8 } from "../core/bytes.ts";
+import { keyRingOf } from "../key-ring.ts";
+import { adoptKeyRing } from "../pipeline/check-key-ring.ts";
 import { newCommand, perform } from "./command.ts";
 import { refuseTaken, writeOutputFile } from "./files.ts";
+import { openStores } from "./open-stores.ts";
 import { formatTable } from "./output.ts";
 
 const SIGNING_KEY_FILE = "manifest-signing-key.pem";
@@ -11,7 +16,11 @@ const PRIVATE_FILE_MODE = 0o600;
 
 export function keysCommand(): Command {
   // Without options of its own: it would take --json away from the command below it.
-  return new Command("keys").summary("make keys").description("make keys").addCommand(generateCommand());
+  return new Command("keys")
+    .summary("make keys, and say whose a database is")
+    .description("make keys, and say whose a database is")
+    .addCommand(generateCommand())
+    .addCommand(adoptCommand());
 }
 
 function generateCommand(): Command {
@@ -42,6 +51,40 @@ function generateCommand(): Command {
           ].join("\n"),
         );
         return 0;
+      }),
+    );
+}
+
+const ADOPT_HELP = `
+For a worker that is refused with KEK_MISMATCH although its key is the right one: the database began with a wrong key, or
+its newest sessions' secrets are damaged. Stop the workers that have another key first: they would go on with it. Sessions
+that another key has wrapped stay closed to this one, and their jobs fail.`;
+
+function adoptCommand(): Command {
+  return newCommand("adopt", "make ENCRYPTION_KEY the key of this database, whatever it was")
+    .requiredOption("--yes", "you know that it is the right one")
+    .addHelpText("after", ADOPT_HELP)
+    .action(({ json }: { json?: boolean }) =>
+      perform(json, async (output) => {
+        const { config } = loadProcessConfig({ needs: ["mongodb", "kek"] });
+        const keyRing = keyRingOf(config);
+        const stores = await openStores(config.mongodb.url.reveal());
+        try {
+          const serviceState = stores.serviceState(config.queues.prefix);
+          const ports = { serviceState, sessions: stores.sessions, random: systemRandomBytes };
+          const { opened, unopened } = await adoptKeyRing(ports, keyRing);
+          await output.result(
+            { kek_version: keyRing.activeVersion, sessions_opened: opened, sessions_not_opened: unopened },
+            formatTable([
+              ["key of the database", `ENCRYPTION_KEY, version ${keyRing.activeVersion}`],
+              ["newest sessions that it opens", String(opened)],
+              ["and that it doesn't open", String(unopened)],
+            ]),
+          );
+          return 0;
+        } finally {
+          await stores.close();
+        }
       }),
     );
 }

@@ -27,10 +27,10 @@ export interface ExportStores {
   readonly manifests: ManifestStore;
 }
 
-/** Where an export goes. A name that is there already gets the new content. */
+/** Where an export goes. A name that is there already gets the new content, in one step: no reader sees half of a file. */
 export interface ExportTarget {
   write(name: string, content: Uint8Array | AsyncIterable<Uint8Array>): Promise<void>;
-  /** The blob of an earlier attempt, whole or not; at most `bytesMax` + 1 bytes of it. */
+  /** The blob of an earlier attempt, sound or not; at most `bytesMax` + 1 bytes of it. */
   readBlob(index: number, bytesMax: number): Promise<Uint8Array | undefined>;
   writeBlob(index: number, blob: Uint8Array): Promise<void>;
 }
@@ -95,10 +95,7 @@ export async function exportSession(
 ): Promise<ExportedSession> {
   const names = manifestFileNames(session.id, manifest.manifest_type);
   // Before the blobs: a contradiction shows after seconds, not after hours of copying.
-  const accumulator = new ManifestAccumulator(session.id, session.hashAlgorithm);
-  await target.write(names.chunks, chunkLines(stores.chunks, session, accumulator, options.signal));
-  const summary = accumulator.summary();
-  requireChunksOfManifest(manifest, summary, summary.chunksFileBlake3);
+  await target.write(names.chunks, chunkLines(stores.chunks, { session, manifest }, options.signal));
   const blobs = await copyBlobs(stores, session, target, options);
   await target.write(names.checkpoint, utf8(note));
   const anchor = session.state === "anchored" ? names.anchor : undefined;
@@ -141,12 +138,13 @@ async function* chunkPages(
   }
 }
 
+/** Throws at its end if they aren't the lines that the manifest signs: a file of them then never appears. */
 async function* chunkLines(
   chunks: ChunkStore,
-  session: SessionRecord,
-  accumulator: ManifestAccumulator,
+  { session, manifest }: Pick<ExportableSession, "session" | "manifest">,
   signal: AbortSignal,
 ): AsyncGenerator<Uint8Array> {
+  const accumulator = new ManifestAccumulator(session.id, session.hashAlgorithm);
   let block = "";
   for await (const page of chunkPages(chunks, session, signal)) {
     for (const chunk of page) block += accumulator.add(chunk);
@@ -154,6 +152,8 @@ async function* chunkLines(
     yield utf8(block);
     block = "";
   }
+  const summary = accumulator.summary();
+  requireChunksOfManifest(manifest, summary, summary.chunksFileBlake3);
   yield utf8(block);
 }
 

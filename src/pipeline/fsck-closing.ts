@@ -13,7 +13,12 @@ import {
 } from "../core/manifest/manifest.ts";
 import { type ManifestFileNames, manifestFileNames, manifestId } from "../core/manifest/names.ts";
 import { MANIFEST_BYTES_MAX, verifyManifest } from "../core/manifest/sign.ts";
-import { CHECKPOINT_CHARS_MAX, checkpointVerifierKey, verifyCheckpoint } from "../core/merkle/checkpoint.ts";
+import {
+  CHECKPOINT_CHARS_MAX,
+  checkpointVerifierKey,
+  unverifiedCheckpoint,
+  verifyCheckpoint,
+} from "../core/merkle/checkpoint.ts";
 import type { ManifestRecord } from "../schema/manifest.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import { anchorFileOf } from "./anchor-session.ts";
@@ -30,6 +35,9 @@ const ANCHOR_PATIENCE_MS = 3_600_000;
 /** Lines that are named when the chunks file has others than the documents. */
 const LINES_NAMED_MAX = 100;
 const PAGE_CHUNKS = 500;
+const NOT_GIVEN = "copy the file from a backup: the documents don't give it";
+const PIN_A_KEY =
+  "run fsck --repair with --key PUBLIC_KEY (or MANIFEST_SIGNING_KEY_FILE), or copy the file from a backup";
 const FIELD_LIMITS = { bytesMax: MANIFEST_BYTES_MAX, depthMax: 40 };
 
 export interface ClosingCheckPorts {
@@ -38,7 +46,7 @@ export interface ClosingCheckPorts {
   readonly manifests: ManifestStore;
   /** The manifest directory; absent where it isn't mounted. */
   readonly folder: ManifestFolder | undefined;
-  /** To write missing files again; absent without --repair. */
+  /** To write missing files again; absent without --repair, and not used without a pinned key: all of them are signed. */
   readonly repairFiles: ManifestFiles | undefined;
 }
 
@@ -55,7 +63,7 @@ interface Documents {
   readonly text: string;
   /** Of that text; absent where it is refused. */
   readonly manifest: Manifest | undefined;
-  /** The checkpoint's; absent where it is refused. */
+  /** The checkpoint's; absent where it is refused, or no key was there to verify it with. */
   readonly note: string | undefined;
   readonly keys: readonly Uint8Array[];
 }
@@ -95,8 +103,8 @@ export class ClosingCheck {
     const manifest = record?.text === undefined ? undefined : this.#checkText(id, record.text);
     const keys = this.#keysFor(manifest);
     const before = this.#faults;
-    this.#checkCheckpoint(keys, isGenerated);
-    const note = this.#faults === before ? session.checkpoint?.note : undefined;
+    const verified = this.#checkCheckpoint(keys, isGenerated);
+    const note = this.#faults === before ? verified : undefined;
     if (manifest !== undefined) this.#checkContent(id, manifest, sealed, witness);
     if (isGenerated && record.text !== undefined) {
       await this.#checkFiles(sealed, { text: record.text, manifest, note, keys }, witness);
@@ -107,7 +115,8 @@ export class ClosingCheck {
 
   // ---- checkpoint ------------------------------------------------------------------------------------------
 
-  #checkCheckpoint(keys: readonly Uint8Array[], mustBeFinal: boolean): void {
+  /** The note whose signature was verified with one of `keys`. It may be wrong all the same: that is told then. */
+  #checkCheckpoint(keys: readonly Uint8Array[], mustBeFinal: boolean): string | undefined {
     const { session, tree } = this.#facts;
     const { checkpoint } = session;
     const place = { what: "checkpoint" } as const;
@@ -115,32 +124,43 @@ export class ClosingCheck {
       if (mustBeFinal) {
         this.#add({ kind: "checkpoint-missing", place, problem: "there is a manifest, and no checkpoint" });
       }
-      return;
+      return undefined;
     }
     const wrong = (problem: string): void => this.#add({ kind: "checkpoint-wrong", place, problem });
     if (checkpoint.size > session.tree.size) {
       wrong(`it was signed at ${checkpoint.size} chunks, and the tree has only ${session.tree.size}`);
     } else if (tree.rootIsOf !== "unknown" && !same(tree.checkpointRoot, checkpoint.root)) {
       wrong(`the chunks make another root at its size of ${checkpoint.size}`);
+    } else if (checkpoint.size === session.tree.size && !same(session.tree.root, checkpoint.root)) {
+      wrong("its root is not that of the tree, which has its size");
     }
     if (mustBeFinal && checkpoint.size !== session.tree.size) {
       wrong(`there is a manifest, and it is of ${checkpoint.size} chunks only`);
     }
-    if (keys.length === 0) return;
-    const vkeys = keys.map((key) => checkpointVerifierKey(session.id, session.hashAlgorithm, key));
-    const verdict = verifyCheckpoint(checkpoint.note, session.id, vkeys);
-    if (!verdict.ok) {
+    const fault = keys.length === 0 ? undefined : this.#noteFault(checkpoint.note, keys);
+    if (fault !== undefined) {
       this.#add({
         kind: "checkpoint-invalid",
         place,
-        problem: `its signed note is refused: ${verdict.reason}`,
+        problem: `its signed note is refused: ${fault}`,
       });
-    } else if (
-      verdict.checkpoint.size !== checkpoint.size ||
-      !same(verdict.checkpoint.root, checkpoint.root)
-    ) {
-      wrong("its signed note says another size or root than the document");
+      return undefined;
     }
+    // Whoever signed it, and also where nobody can tell.
+    const said = unverifiedCheckpoint(checkpoint.note);
+    if (said?.sessionId !== session.id || said.size !== checkpoint.size || !same(said.root, checkpoint.root))
+      wrong("its signed note says another session, size or root than the document");
+    return keys.length === 0 ? undefined : checkpoint.note;
+  }
+
+  #noteFault(note: string, keys: readonly Uint8Array[]): string | undefined {
+    const { id, hashAlgorithm } = this.#facts.session;
+    const verdict = verifyCheckpoint(
+      note,
+      id,
+      keys.map((key) => checkpointVerifierKey(id, hashAlgorithm, key)),
+    );
+    return verdict.ok ? undefined : verdict.reason;
   }
 
   // ---- manifest --------------------------------------------------------------------------------------------
@@ -272,8 +292,7 @@ export class ClosingCheck {
     if (file === undefined) await this.#fileMissing(name, undefined);
     else if (!same(file, refused) && !verifyManifest(file, keys).ok) {
       const problem = "it is refused, as its document is";
-      const action = "copy the file from a backup: the documents don't give it";
-      this.#add({ kind: "file-differs", place: { what: "file", name }, problem, action });
+      this.#add({ kind: "file-differs", place: { what: "file", name }, problem, action: NOT_GIVEN });
     }
   }
 
@@ -351,19 +370,20 @@ export class ClosingCheck {
     name: string,
     content: Uint8Array | AsyncIterable<Uint8Array> | undefined,
   ): Promise<void> {
-    const { repairFiles } = this.#ports;
+    const isPinned = this.#pinnedKeys.length > 0;
+    // A key that stands in the manifest itself vouches for nothing: what it signs may be anybody's.
+    const repairFiles = isPinned ? this.#ports.repairFiles : undefined;
     const repaired =
       repairFiles !== undefined &&
       content !== undefined &&
       (await repairFiles.write(name, content)) !== "differs";
+    const action = content === undefined ? NOT_GIVEN : isPinned ? undefined : PIN_A_KEY;
     this.#add({
       kind: "file-missing",
       place: { what: "file", name },
       problem: "it is not in the manifest directory",
       ...(repaired ? { repaired: "written again from the committed documents" } : {}),
-      ...(content === undefined
-        ? { action: "copy the file from a backup: the documents don't give it" }
-        : {}),
+      ...(action === undefined ? {} : { action }),
     });
   }
 

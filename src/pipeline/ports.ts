@@ -57,6 +57,8 @@ export interface Listed<Document> {
 export interface SessionListing {
   /** Ids of all sessions, in order, after `after`; also of those whose documents can't be read. */
   ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]>;
+  /** Those that were made last, newest first as far as the database keeps that order; also unreadable ones. */
+  newest(limit: number): Promise<readonly SessionId[]>;
 }
 
 export interface NewSession {
@@ -134,10 +136,12 @@ export interface ServiceStateStore {
   redis(): Promise<KnownRedis | undefined>;
   /** Only if what is known is still that of `before`'s marker; `undefined`: if nothing is known yet. */
   replaceRedis(before: string | undefined, known: KnownRedis): Promise<"replaced" | "conflict">;
-  /** The check value of the KEK of this version (kek-check.ts), if there is one. */
-  kekCheck(version: number): Promise<string | undefined>;
-  /** Sets `candidate` if there is none, and returns the one that is there then. */
-  claimKekCheck(version: number, candidate: string): Promise<string>;
+  /** The check values of KEKs (kek-check.ts) by version. */
+  kekChecks(): Promise<ReadonlyMap<number, string>>;
+  /** Sets `candidate` if this version has none. */
+  claimKekCheck(version: number, candidate: string): Promise<void>;
+  /** Sets `check`, whatever is there: an operator's decision. */
+  replaceKekCheck(version: number, check: string): Promise<void>;
 }
 
 export interface KnownRedis {

@@ -82,6 +82,12 @@ export const LOG_EVENTS = {
     fields: ["err"],
     optional: ["kek_version"],
   },
+  key_ring_partial: {
+    level: "warn",
+    message: "key encryption key opens some of the newest sessions, not all",
+    fields: ["count"],
+    optional: ["kek_version"],
+  },
   connected: {
     level: "info",
     message: "connected to a dependency",

@@ -11,7 +11,7 @@ const RACERS = 20;
 function suite(store: () => ServiceStateStore): void {
   test("knows no Redis and no check value at first", async () => {
     expect(await store().redis()).toBeUndefined();
-    expect(await store().kekCheck(1)).toBeUndefined();
+    expect(await store().kekChecks()).toEqual(new Map());
   });
 
   test("replaces what is known of Redis only for who knows it", async () => {
@@ -31,14 +31,28 @@ function suite(store: () => ServiceStateStore): void {
 
   test("keeps the first check value of each KEK version, also of many that are claimed at once", async () => {
     const racers = Array.from({ length: RACERS }, (_, n) => store().claimKekCheck(1, `check-${n}`));
-    const claimed = new Set(await Promise.all(racers));
-    expect(claimed.size).toBe(1);
-    const [first] = claimed;
-    expect(await store().kekCheck(1)).toBe(first);
-    expect(await store().claimKekCheck(1, "late")).toBe(first);
-    expect(await store().kekCheck(2)).toBeUndefined();
-    expect(await store().claimKekCheck(2, "second version")).toBe("second version");
+    await Promise.all(racers);
+    const first = (await store().kekChecks()).get(1) ?? "none";
+    expect(first).toMatch(/^check-/);
+    await store().claimKekCheck(1, "late");
+    expect(await store().kekChecks()).toEqual(new Map([[1, first]]));
+    await store().claimKekCheck(12, "twelfth version");
+    expect(await store().kekChecks()).toEqual(
+      new Map([
+        [1, first],
+        [12, "twelfth version"],
+      ]),
+    );
     expect((await store().redis())?.marker).toBe("two");
+  });
+
+  test("replaces a check value for who decides so, and sets one that isn't there", async () => {
+    await store().replaceKekCheck(12, "another");
+    await store().replaceKekCheck(13, "new");
+    const checks = await store().kekChecks();
+    expect([checks.get(12), checks.get(13)]).toEqual(["another", "new"]);
+    await store().claimKekCheck(13, "late");
+    expect((await store().kekChecks()).get(13)).toBe("new");
   });
 }
 
@@ -58,6 +72,6 @@ describe("over MongoDB", () => {
 
   test("two installations on one database have a marker each, and one key", async () => {
     expect(await store("{b}").redis()).toBeUndefined();
-    expect(await store("{b}").kekCheck(2)).toBe("second version");
+    expect((await store("{b}").kekChecks()).get(13)).toBe("new");
   });
 });

@@ -303,6 +303,15 @@ describe("SessionStore", () => {
       expect(await sessions.ids(undefined, 1)).toHaveLength(1);
     });
 
+    test("newest lists the sessions that were made last, newest first", async () => {
+      const { sessions } = first();
+      const made = ["c", "a", "b"].map((letter) => `zx-${session()}${letter}` as SessionId);
+      for (const id of made) await sessions.create(newSession(id));
+      expect(await second().sessions.newest(3)).toEqual(made.toReversed());
+      expect(await sessions.newest(1)).toEqual(made.slice(2));
+      expect(await sessions.newest(0)).toEqual([]);
+    });
+
     test("unfinished lists sessions that are not closed, by id, in pages", async () => {
       const { sessions } = first();
       const prefix = `zz-${session()}`;

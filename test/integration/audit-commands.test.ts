@@ -15,8 +15,11 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { loadSigningKey } from "../../src/adapters/file/signing-key.ts";
 import { connectMongo, type MongoConnection } from "../../src/adapters/mongo/connection.ts";
 import { ensureIndexes } from "../../src/adapters/mongo/indexes.ts";
+import { MongoServiceStateStore } from "../../src/adapters/mongo/service-state-store.ts";
 import { LineThreads } from "../../src/adapters/threads/line-threads.ts";
 import { asBuffer, toHex } from "../../src/core/bytes.ts";
+import { isKekOf } from "../../src/core/encrypt/kek-check.ts";
+import { kekFromText } from "../../src/core/encrypt/kek.ts";
 import type { ChunkRun, ChunkRunRequest } from "../../src/core/manifest/chunk-run.ts";
 import { parseInclusionProof } from "../../src/core/merkle/proof-json.ts";
 import { verifyInclusion } from "../../src/core/merkle/proof.ts";
@@ -329,5 +332,19 @@ describe("keys generate --signing", () => {
 
   test("without --signing is wrong usage", async () => {
     expect((await run(["keys", "generate"])).code).toBe(2);
+  });
+});
+
+describe("keys adopt", () => {
+  const other = { ENCRYPTION_KEY: "H7Zr2vXw9LkT4mBn8sPd1fGh6jYc3aUe5iOo0RtN=" };
+
+  test("makes a key the database's only when it is told twice, and says what it opens", async () => {
+    expect((await run(["keys", "adopt"], other)).code).toBe(2);
+    const { code, stdout } = await run(["keys", "adopt", "--yes", "--json"], other);
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ kek_version: 1, sessions_opened: 0 });
+    const checks = await new MongoServiceStateStore(connection, "any").kekChecks();
+    expect(isKekOf(checks.get(1) ?? "", kekFromText(other.ENCRYPTION_KEY), 1)).toBe(true);
+    expect(stdout).not.toContain(other.ENCRYPTION_KEY);
   });
 });

@@ -18,7 +18,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vit
 import { openExportFolder } from "../../src/adapters/file/export-folder.ts";
 import { connectMongo, type MongoConnection } from "../../src/adapters/mongo/connection.ts";
 import { ensureIndexes } from "../../src/adapters/mongo/indexes.ts";
-import { asBuffer } from "../../src/core/bytes.ts";
+import { asBuffer, utf8 } from "../../src/core/bytes.ts";
 import { manifestId } from "../../src/core/manifest/names.ts";
 import { exportSecrets, exportSession, findExportable } from "../../src/pipeline/export-session.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
@@ -324,13 +324,116 @@ describe("an export that is interrupted", () => {
     expect(existsSync(join(folder, "mixed"))).toBe(false);
   });
 
-  test("leaves no secret behind", async () => {
-    await interruptedAfter(5, "secretless");
-    expect(readdirSync(partialOf("secretless")).toSorted()).toEqual(
-      ["blobs", session.names.chunks].toSorted(),
+  test("is not gone on with when its folder holds a file that no export writes", async () => {
+    await interruptedAfter(5, "noted");
+    writeFileSync(join(partialOf("noted"), "notes"), "mine");
+    await expectFailure([session.id, "-o", "noted"], "CONFIG_INVALID");
+    expect(readFileSync(join(partialOf("noted"), "notes"), "utf8")).toBe("mine");
+    expect(existsSync(join(folder, "noted"))).toBe(false);
+  });
+
+  test("with --secret at its last step leaves none behind, and none is handed out without it", async () => {
+    const env = { ENCRYPTION_KEY: KEK_TEXT };
+    mkdirSync(join(partialOf("secretless"), "blobs"), { recursive: true });
+    const stray = join(partialOf("secretless"), "blobs", "stray");
+    writeFileSync(stray, "");
+    await expectFailure([session.id, "-o", "secretless", "--secret"], "CONFIG_INVALID", env);
+    expect(secretsOf("secretless")).toEqual([]);
+    rmSync(stray);
+    expect((await run(["export", session.id, "-o", "secretless"])).code).toBe(0);
+    expect(readdirSync(join(folder, "secretless")).toSorted()).toEqual(
+      ["blobs", ...session.files.keys()].toSorted(),
     );
   });
+
+  test("by a version that left its secret doesn't get it into the next one's folder", async () => {
+    mkdirSync(partialOf("left"));
+    writeFileSync(join(partialOf("left"), "session-secret"), `1 ${session.secret}\n`);
+    expect((await run(["export", session.id, "-o", "left"])).code).toBe(0);
+    expect(secretsOf("left")).toEqual([]);
+  });
 });
+
+describe("two exports to one folder at the same time", () => {
+  const line = utf8("line\n".repeat(1000));
+  async function ready(name: string) {
+    const target = await openExportFolder(join(folder, name), session.id);
+    await target.write("chunks.ndjson", line);
+    await target.writeBlob(0, utf8("blob"));
+    return target;
+  }
+
+  test("one hands out whole files while the other writes, and the other is told", async () => {
+    const first = await ready("raced");
+    const second = await openExportFolder(join(folder, "raced"), session.id);
+    const gate = Promise.withResolvers<void>();
+    const begun = Promise.withResolvers<void>();
+    const writing = second.write(
+      "chunks.ndjson",
+      (async function* () {
+        yield utf8("half a ");
+        begun.resolve();
+        await gate.promise;
+        yield utf8("line");
+      })(),
+    );
+    await begun.promise;
+    await first.publish(1, undefined);
+    gate.resolve();
+    await expect(writing).rejects.toEqual(expect.objectContaining({ code: "OUTPUT_FAILED" }));
+    expect(readFileSync(join(folder, "raced", "chunks.ndjson")).equals(asBuffer(line))).toBe(true);
+    expect(readdirSync(join(folder, "raced")).toSorted()).toEqual(["blobs", "chunks.ndjson"]);
+    expect(blobsIn(join(folder, "raced"))).toEqual(["0.blob"]);
+  });
+
+  test("the secret of one is never in the folder of the other", async () => {
+    for (let round = 0; round < 20; round++) {
+      const name = `secret-of-one-${round}-`;
+      const [without, withSecret] = [await ready(name), await ready(name)];
+      const outcomes = await Promise.allSettled([
+        without.publish(1, undefined),
+        withSecret.publish(1, utf8("1 secret\n")),
+      ]);
+      const published = outcomes.map(({ status }) => status === "fulfilled");
+      expect(published.filter(Boolean).length).toBe(1);
+      expect(secretsOf(name)).toEqual(published[1] === true ? [join(name, "session-secret")] : []);
+    }
+  });
+
+  test("a name that is taken at the last moment stays, and no secret is left", async () => {
+    const target = await ready("taken");
+    mkdirSync(join(folder, "taken"));
+    writeFileSync(join(folder, "taken", "mine"), "mine");
+    const publishing = target.publish(1, utf8("1 secret\n"));
+    await expect(publishing).rejects.toEqual(expect.objectContaining({ code: "CONFIG_INVALID" }));
+    expect(secretsOf("taken")).toEqual([]);
+    expect(existsSync(join(partialOf("taken"), "chunks.ndjson"))).toBe(true);
+  });
+
+  test("as commands: one folder, which verifies", async () => {
+    const both = await Promise.all([1, 2].map(() => run(["export", session.id, "-o", "both"])));
+    expect(both.filter(({ code }) => code === 0).length).toBe(1);
+    const place = join(folder, "both");
+    const args = [
+      "verify",
+      join(place, session.names.manifest),
+      "--key",
+      KEY,
+      "--blobs",
+      join(place, "blobs"),
+    ];
+    expect((await run(args, { MONGODB_URL: "" })).code).toBe(0);
+    expect(readdirSync(place).toSorted()).toEqual(["blobs", ...session.files.keys()].toSorted());
+  });
+});
+
+/** Wherever they are: in the folder, in what grows to it, or on the way from one to the other. */
+function secretsOf(name: string): readonly string[] {
+  return readdirSync(folder, { recursive: true, encoding: "utf8" }).filter(
+    (path) =>
+      (path.startsWith(name) || path.startsWith(`${session.id}.`)) && path.endsWith("/session-secret"),
+  );
+}
 
 test("a session id that is no id is refused before any path is made of it", async () => {
   await expectFailure(["../up", "-o", "none"], "JOB_INVALID");

@@ -572,6 +572,16 @@ describe("checkpoint", () => {
     expect(told(report)).toContain(`${kind} at checkpoint`);
   });
 
+  test("whose note says another root than the document is told, also where no key is pinned", async () => {
+    const inText = (root: Uint8Array): string => Buffer.from(root).toString("base64");
+    const report = await check({
+      session: changed(({ note, root }) => ({ note: note.replace(inText(root), inText(flipped(root, 0))) })),
+      manifest: () => "{}",
+      options: { pinnedKeys: [] },
+    });
+    expect(told(report)).toContain("checkpoint-wrong at checkpoint");
+  });
+
   test("that is gone although there is a manifest is told", async () => {
     const report = await check({ session: (record) => ({ ...record, checkpoint: undefined }) });
     expect(told(report)).toEqual(["checkpoint-missing at checkpoint"]);
@@ -606,21 +616,55 @@ describe("manifest", () => {
     ]);
   });
 
-  test("with a changed byte, and a checkpoint with one, are never what a repair writes", async () => {
-    const written = new MemoryManifestFiles();
-    const report = await check({
-      manifest: changedText,
-      session: changed(({ note }) => ({ note: note.replace("\n300\n", "\n301\n") })),
-      files: { [files().manifest]: undefined, [files().checkpoint]: undefined },
-      ports: { files: written },
-      options: { repair: true },
+  describe.each([
+    ["and a pinned key", [PINNED_KEY], "checkpoint-invalid"],
+    ["and none pinned", [], "checkpoint-wrong"],
+  ] as const)("with a changed byte, %s:", (_which, pinnedKeys, kind) => {
+    const unpinned = pinnedKeys.length === 0 ? ["signatures-unpinned at run"] : [];
+
+    test("neither it nor a checkpoint with one is ever what a repair writes", async () => {
+      const written = new MemoryManifestFiles();
+      const report = await check({
+        manifest: changedText,
+        session: changed(({ note }) => ({ note: note.replace("\n300\n", "\n301\n") })),
+        files: { [files().manifest]: undefined, [files().checkpoint]: undefined },
+        ports: { files: written },
+        options: { repair: true, pinnedKeys },
+      });
+      expect(told(report)).toEqual([
+        ...unpinned,
+        `${kind} at checkpoint`,
+        `manifest-invalid at ${place()}`,
+        `file-missing at file ${files().checkpoint}`,
+        `file-missing at file ${files().manifest}`,
+      ]);
+      expect([...written.files.keys()]).toEqual([]);
     });
-    expect(told(report)).toEqual([
-      "checkpoint-invalid at checkpoint",
-      `manifest-invalid at ${place()}`,
-      `file-missing at file ${files().checkpoint}`,
-      `file-missing at file ${files().manifest}`,
-    ]);
+  });
+
+  test("and what it signs are not written anew where no key is pinned: anybody can sign with another", async () => {
+    const written = new MemoryManifestFiles();
+    const names = Object.values(files());
+    const report = await check({
+      files: Object.fromEntries(names.map((name) => [name, undefined])),
+      ports: { files: written },
+      options: { repair: true, pinnedKeys: [] },
+    });
+    const missing = report.findings.filter(({ kind }) => kind === "file-missing");
+    expect(missing.map(({ action }) => action)).toEqual(names.map(() => expect.stringContaining("--key")));
+    expect(missing.some((finding) => finding.repaired !== undefined)).toBe(false);
+    expect([...written.files.keys()]).toEqual([]);
+  });
+
+  test("that is refused, with a checkpoint whose signature is: not written, as nobody vouches for it", async () => {
+    const written = new MemoryManifestFiles();
+    await check({
+      manifest: changedText,
+      session: changed(({ note }) => ({ note: note.replace(/....\n$/, "AAA=\n") })),
+      files: { [files().checkpoint]: undefined },
+      ports: { files: written },
+      options: { repair: true, pinnedKeys: [] },
+    });
     expect([...written.files.keys()]).toEqual([]);
   });
 

@@ -22,6 +22,8 @@ export interface AtomicOptions {
   readonly existing?: "keep" | "replace";
   /** Narrowed by the umask. Default 0644: manifests are for others to read. */
   readonly mode?: number;
+  /** `left`: the name is not durable yet, and the caller syncs the folder once for many files. Default `synced`. */
+  readonly folder?: "synced" | "left";
 }
 
 const FILE_MODE = 0o644;
@@ -86,14 +88,14 @@ async function writeWhole(
   partial: string,
   target: string,
   content: Content,
-  { existing, mode = FILE_MODE }: AtomicOptions,
+  { existing, mode = FILE_MODE, folder = "synced" }: AtomicOptions,
 ): Promise<AtomicOutcome> {
   try {
     await writePartial(partial, content, mode);
     // Dies here: a complete file without a name; the caller's retry makes it again, LeftoverSweep removes this one.
     const outcome = existing === "replace" ? await replace(partial, target) : await publish(partial, target);
     // Dies here: visible, and after a power cut perhaps not; the retry finds it identical or writes it again.
-    await syncFolder(dirname(target));
+    if (folder === "synced") await syncFolder(dirname(target));
     return outcome;
   } finally {
     await removeQuietly(partial);
@@ -265,6 +267,11 @@ export async function syncFolder(directory: string): Promise<void> {
   }
 }
 
+/** Of a file on its way. */
+export function isPartialName(name: string): boolean {
+  return PARTIAL_PATTERN.test(name);
+}
+
 // ---- what a crash leaves ---------------------------------------------------------------------------------------
 
 export interface LeftoverSweep {
@@ -292,9 +299,7 @@ export function createLeftoverSweep(
   let seen: ReadonlyMap<string, Sighting> = new Map();
   return {
     async sweep() {
-      const names = (await inDirectory(() => readdir(directory))).filter((name) =>
-        PARTIAL_PATTERN.test(name),
-      );
+      const names = (await inDirectory(() => readdir(directory))).filter((name) => isPartialName(name));
       const next = new Map<string, Sighting>();
       let removed = 0;
       for (const name of names.slice(0, LEFTOVERS_MAX)) {

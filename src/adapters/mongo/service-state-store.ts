@@ -11,8 +11,12 @@ interface StateDocument {
 }
 
 /** Not of one queue prefix: the sessions that it is about belong to the database. */
+const KEK_CHECK_PREFIX = "kek-check:";
+/** The next text after all that begin so: `;` follows `:`. */
+const KEK_CHECK_END = "kek-check;";
+
 function kekCheckId(version: number): string {
-  return `kek-check:${version}`;
+  return `${KEK_CHECK_PREFIX}${version}`;
 }
 
 export class MongoServiceStateStore implements ServiceStateStore {
@@ -56,19 +60,30 @@ export class MongoServiceStateStore implements ServiceStateStore {
     return n === 1 ? "replaced" : "conflict";
   }
 
-  async kekCheck(version: number): Promise<string | undefined> {
+  async kekChecks(): Promise<ReadonlyMap<number, string>> {
     const found = await this.#connection.read((options) =>
-      this.#state.findOne({ _id: kekCheckId(version) }, options),
+      this.#state.find({ _id: { $gte: KEK_CHECK_PREFIX, $lt: KEK_CHECK_END } }, options).toArray(),
     );
-    return found?.value;
+    return new Map(
+      found.flatMap(({ _id, value }) => {
+        const version = Number(_id.slice(KEK_CHECK_PREFIX.length));
+        return kekCheckId(version) === _id ? [[version, value] as const] : [];
+      }),
+    );
   }
 
-  async claimKekCheck(version: number, candidate: string): Promise<string> {
+  async claimKekCheck(version: number, candidate: string): Promise<void> {
     // A racing upsert that comes second meets a duplicate key: the one that is there counts.
     await this.#connection.write({
       update: COLLECTIONS.serviceState,
       updates: [{ q: { _id: kekCheckId(version) }, u: { $setOnInsert: { value: candidate } }, upsert: true }],
     });
-    return (await this.kekCheck(version)) ?? candidate;
+  }
+
+  async replaceKekCheck(version: number, check: string): Promise<void> {
+    await this.#connection.write({
+      update: COLLECTIONS.serviceState,
+      updates: [{ q: { _id: kekCheckId(version) }, u: { $set: { value: check } }, upsert: true }],
+    });
   }
 }

@@ -11,8 +11,9 @@ const NOTHING = new Uint8Array(0);
  * nothing under the KEK. AAD: `"LUCID-KEK-CHECK\0" ‖ u8 1 ‖ u32 kek_version`, big-endian, so that neither a wrapped secret nor the check of
  * another version can stand in for it.
  *
- * It helps nobody to find the key: whoever can read it can read wrapped secrets, and each of those has such a tag under the same KEK
- * with the same cost of a guess (one HKDF, one GCM). The random nonce makes it differ between databases with one key, so it neither
+ * Whoever can read it can test guesses of the key offline, at one HKDF and one GCM each. Beside wrapped secrets, which allow the same at the
+ * same cost, that is nothing new; in a database without any (new, or all shredded) it is the one thing to test a guess with, and the entropy
+ * of the key text is what protects it. The random nonce makes it differ between databases with one key, so it neither
  * shows that a key is used twice nor can be looked up in a table made beforehand, as a plain digest of the key could. It counts as
  * one use of the KEK's 2^32 random nonces.
  */

@@ -256,6 +256,12 @@ export function verifyCheckpoint(
   }
 }
 
+/** What a note says, whoever signed it: to hold against what is known, and no reason to believe it. */
+export function unverifiedCheckpoint(note: unknown): Checkpoint | undefined {
+  const parsed = parseNote(note);
+  return parsed === undefined ? undefined : parseCheckpointText(parsed.text);
+}
+
 function verifyNote(note: unknown, session: SessionId, pinned: readonly VerifierKey[]): CheckpointVerdict {
   const parsed = parseNote(note);
   const checkpoint = parsed === undefined ? undefined : parseCheckpointText(parsed.text);

@@ -15,14 +15,15 @@ export class MemoryServiceStateStore implements ServiceStateStore {
     return "replaced";
   }
 
-  async kekCheck(version: number): Promise<string | undefined> {
-    return this.#kekChecks.get(version);
+  async kekChecks(): Promise<ReadonlyMap<number, string>> {
+    return new Map(this.#kekChecks);
   }
 
-  async claimKekCheck(version: number, candidate: string): Promise<string> {
-    const first = this.#kekChecks.get(version);
-    if (first !== undefined) return first;
-    this.#kekChecks.set(version, candidate);
-    return candidate;
+  async claimKekCheck(version: number, candidate: string): Promise<void> {
+    if (!this.#kekChecks.has(version)) this.#kekChecks.set(version, candidate);
+  }
+
+  async replaceKekCheck(version: number, check: string): Promise<void> {
+    this.#kekChecks.set(version, check);
   }
 }

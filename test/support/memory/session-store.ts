@@ -87,6 +87,10 @@ export class MemorySessionStore implements SessionStore, SessionListing {
   async ids(after: SessionId | undefined, limit: number): Promise<readonly SessionId[]> {
     return pageAfter([...this.#sessions.keys()], (id) => id, after, limit);
   }
+
+  async newest(limit: number): Promise<readonly SessionId[]> {
+    return [...this.#sessions.keys()].toReversed().slice(0, limit);
+  }
 }
 
 function changedFields(stored: SessionRecord, change: SessionChange): Partial<SessionRecord> {
