@@ -13,8 +13,21 @@ import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
 const DRAIN_DELAY_SECONDS = 5;
 /** BullMQ's pause after a lost connection; its default of 15 s is longer than the outage may cost. */
 const RUN_RETRY_DELAY_MS = 500;
-/** A released job comes back to whoever is free; the pause keeps it from going round and round. */
+/** In an outage: the pause, in the job's own place, keeps all the jobs from going round and round. */
 const RELEASE_PAUSE_MS = 1_000;
+/** A job that is put off for its own sake stays away for this long, doubled each time in a row. */
+const PUT_OFF_FIRST_MS = 1_000;
+const PUT_OFF_MAX_MS = 60_000;
+/** Times in a row, three minutes in all, that a job is put off because its chunk's fate isn't decided. */
+const UNDECIDED_ROUNDS_MAX = 8;
+/** Released for what every job meets, or every job of this process; what else releases a job is its own trouble, or its session's. */
+const EVERYBODYS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  "STORE_UNAVAILABLE",
+  "QUEUE_UNAVAILABLE",
+  "SHUTTING_DOWN",
+  "KEK_MISMATCH",
+  "MANIFEST_DIRECTORY_UNUSABLE",
+]);
 /** After the deadline, for aborted jobs to go back to the queue. */
 const RELEASE_GRACE_MS = 1_500;
 /** With no job running, how long Redis may take to say goodbye. */
@@ -86,7 +99,7 @@ export type JobStanding<Result = unknown> =
   /** All of it, or what is left is made up for without the job: it is completed with this result. */
   | { readonly kind: "done"; readonly result: Result }
   | { readonly kind: "none" }
-  /** It will be known in a moment. */
+  /** It will be known in a moment; asked again, but not for ever: then it is as good as unclear. */
   | { readonly kind: "undecided" }
   /** Nobody can tell. */
   | { readonly kind: "unclear" };
@@ -268,7 +281,8 @@ class JobConsumer implements Consumer {
   ): Promise<unknown> {
     const release = async (reason: LucidError): Promise<never> => {
       tell("released", reason);
-      throw await this.#release(job, token, context.signal);
+      const isEverybodys = EVERYBODYS.has(reason.code) || context.signal.aborted;
+      throw await (isEverybodys ? this.#release(job, token, context.signal) : this.#putOff(job, token));
     };
     if (error.disposition === "released" || error.disposition === "fatal") return release(error);
     if (error.disposition === "retryable" && context.attempt < (job.opts.attempts ?? 1)) {
@@ -281,7 +295,10 @@ class JobConsumer implements Consumer {
     } catch (thrown) {
       return release(asLucidError(thrown));
     }
-    if (standing.kind === "undecided") return release(error);
+    if (standing.kind === "undecided") {
+      tell("released", error);
+      throw await this.#putOff(job, token);
+    }
     tell(standing.kind === "done" ? "completed" : "failed", error);
     if (standing.kind === "done") return standing.result;
     throw failForGood(error);
@@ -297,9 +314,13 @@ class JobConsumer implements Consumer {
     context: JobContext,
     error: LucidError,
   ): Promise<JobStanding> {
-    const standing =
+    const found =
       (await this.#unlessReleased("standing", () => this.#kind.standing(job, context))) ?? UNCLEAR;
+    const isGivenUp = found.kind === "undecided" && timesPutOff(job) >= UNDECIDED_ROUNDS_MAX;
+    const standing = isGivenUp ? UNCLEAR : found;
     if (standing.kind === "done" || standing.kind === "undecided") return standing;
+    // A dead letter that is retried begins anew.
+    if (isGivenUp) await this.#unlessReleased("dead letter", () => this.#countPutOff(job, 0));
     if (standing.kind === "none") {
       // An event that can't be told at all must not keep a dead job alive.
       await this.#unlessReleased("failure event", () => this.#kind.announceFailure(job, context, error));
@@ -333,8 +354,9 @@ class JobConsumer implements Consumer {
   }
 
   /**
-   * Back to the waiting jobs, with no attempt used. Not by way of the delayed ones: their time is a wall clock's, and
-   * an hour's step of that would keep the job away for an hour.
+   * Back to the waiting jobs, with no attempt used, at their head: whoever is free takes it at once. Right where the others
+   * would fare no better; for a job's own trouble see `#putOff`. Not by way of the delayed ones: their time is a wall
+   * clock's, and an hour's step of that would keep all jobs away for an hour.
    */
   async #release(job: Job<unknown, unknown, string>, token: string, signal: AbortSignal): Promise<Error> {
     await this.#options.clock.sleep(RELEASE_PAUSE_MS, AbortSignal.any([signal, this.#stopping.signal]));
@@ -347,6 +369,28 @@ class JobConsumer implements Consumer {
     return released();
   }
 
+  /**
+   * Away for a while, with no attempt used, and then behind all that wait: a job that can't go on must not stand in the
+   * way of those that can. It takes up no place meanwhile. The count lies in Redis, so that all workers go on counting.
+   */
+  async #putOff(job: Job<unknown, unknown, string>, token: string): Promise<Error> {
+    const times = timesPutOff(job);
+    const pauseMs = Math.min(PUT_OFF_FIRST_MS * 2 ** times, PUT_OFF_MAX_MS);
+    try {
+      await this.#countPutOff(job, times + 1);
+      // Dies here: counted, and still ours until the stalled check gives it back.
+      await job.moveToDelayed(Date.now() + pauseMs, token);
+    } catch (thrown) {
+      // As in #release. A lock that was lost is another worker's by now, and so is the job.
+      this.#report(thrown, "put off");
+    }
+    return released();
+  }
+
+  async #countPutOff(job: Job<unknown, unknown, string>, times: number): Promise<void> {
+    await job.updateProgress({ put_off: times }).catch(throwRedisError);
+  }
+
   #listen(): void {
     const { observer } = this.#options;
     this.#worker.on("error", (thrown) => this.#report(thrown));
@@ -357,6 +401,12 @@ class JobConsumer implements Consumer {
     if (isVerdict(thrown)) return;
     this.#options.observer.onError(`${this.#kind.queue} ${what}`, redisErrorCode(thrown));
   }
+}
+
+/** How often in a row a job was put off; what else a hand may have written as its progress counts as never. */
+function timesPutOff({ progress }: Pick<Job, "progress">): number {
+  const { put_off: times }: { readonly put_off?: unknown } = Object(progress);
+  return typeof times === "number" && times > 0 ? Math.min(Math.floor(times), UNDECIDED_ROUNDS_MAX) : 0;
 }
 
 /** True if `end` came in time. With nothing left to wait for but a lost connection, `IDLE_CLOSE_MS` is enough. */
