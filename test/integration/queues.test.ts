@@ -535,7 +535,8 @@ describe("a chunk job that loses its worker", () => {
     const finished: number[] = [];
     startChunks(
       async (task, context) => {
-        const delivery = (deliveries += 1);
+        deliveries += 1;
+        const delivery = deliveries;
         if (delivery === 1) {
           // As if this process were frozen: its lock is gone, and the stalled check gives the job to somebody else.
           await redis.del(chunkQueue.toKey("1:lock"));

@@ -6,6 +6,7 @@ import type { Clock } from "../../pipeline/ports.ts";
 import { closeClient, type OwnedRedis, type RedisTarget, waitingClient } from "../redis/client.ts";
 import { redisErrorCode, throwRedisError } from "../redis/errors.ts";
 import type { TextLimits } from "../../pipeline/job-text.ts";
+import { countOf, pauseAfter } from "./put-off.ts";
 import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
 import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
 
@@ -16,8 +17,7 @@ const RUN_RETRY_DELAY_MS = 500;
 /** In an outage: the pause, in the job's own place, keeps all the jobs from going round and round. */
 const RELEASE_PAUSE_MS = 1_000;
 /** A job that is put off for its own sake stays away for this long, doubled each time in a row. */
-const PUT_OFF_FIRST_MS = 1_000;
-const PUT_OFF_MAX_MS = 60_000;
+const PUT_OFF = { firstMs: 1_000, maxMs: 60_000 };
 /** Times in a row, three minutes in all, that a job is put off because its chunk's fate isn't decided. */
 const UNDECIDED_ROUNDS_MAX = 8;
 /** Released for what every job meets, or every job of this process; what else releases a job is its own trouble, or its session's. */
@@ -316,7 +316,7 @@ class JobConsumer implements Consumer {
   ): Promise<JobStanding> {
     const found =
       (await this.#unlessReleased("standing", () => this.#kind.standing(job, context))) ?? UNCLEAR;
-    const isGivenUp = found.kind === "undecided" && timesPutOff(job) >= UNDECIDED_ROUNDS_MAX;
+    const isGivenUp = found.kind === "undecided" && countOf(job, "put_off") >= UNDECIDED_ROUNDS_MAX;
     const standing = isGivenUp ? UNCLEAR : found;
     if (standing.kind === "done" || standing.kind === "undecided") return standing;
     // A dead letter that is retried begins anew.
@@ -374,8 +374,8 @@ class JobConsumer implements Consumer {
    * way of those that can. It takes up no place meanwhile. The count lies in Redis, so that all workers go on counting.
    */
   async #putOff(job: Job<unknown, unknown, string>, token: string): Promise<Error> {
-    const times = timesPutOff(job);
-    const pauseMs = Math.min(PUT_OFF_FIRST_MS * 2 ** times, PUT_OFF_MAX_MS);
+    const times = countOf(job, "put_off");
+    const pauseMs = pauseAfter(times, PUT_OFF);
     try {
       await this.#countPutOff(job, times + 1);
       // Dies here: counted, and still ours until the stalled check gives it back.
@@ -401,12 +401,6 @@ class JobConsumer implements Consumer {
     if (isVerdict(thrown)) return;
     this.#options.observer.onError(`${this.#kind.queue} ${what}`, redisErrorCode(thrown));
   }
-}
-
-/** How often in a row a job was put off; what else a hand may have written as its progress counts as never. */
-function timesPutOff({ progress }: Pick<Job, "progress">): number {
-  const { put_off: times }: { readonly put_off?: unknown } = Object(progress);
-  return typeof times === "number" && times > 0 ? Math.min(Math.floor(times), UNDECIDED_ROUNDS_MAX) : 0;
 }
 
 /** True if `end` came in time. With nothing left to wait for but a lost connection, `IDLE_CLOSE_MS` is enough. */
