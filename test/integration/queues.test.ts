@@ -297,18 +297,48 @@ describe("a chunk job that is refused", () => {
     ["chunk_data", chunkData(1, { chunk_data_base64: undefined, chunk_data: "aGVsbG8=" }), "SESSION_SEALED"],
     ["bad base64", chunkData(1, { chunk_data_base64: "?" }), "CHUNK_CONFLICT"],
     ["an unknown field beside it", chunkData(1, { evil: 1 }), "CHUNK_CONFLICT"],
-  ] as const)("for ever keeps all of its data but the bytes: %s", async (_name, data, code) => {
+    ["foreign fields", chunkData(1, { evil: "aGVsbG8=", metadata: { a: ["aGVsbG8="] } }), "CHUNK_CONFLICT"],
+    ["no bytes at all", chunkData(1, { chunk_data_base64: undefined }), "CHUNK_CONFLICT"],
+  ] as const)("for ever keeps its ids, and nothing that may hold bytes: %s", async (_name, data, code) => {
     openQueues();
     const recorded = recorder();
     startChunks(fail(code), recorded);
     const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
-    const kept: Record<string, unknown> = { ...data };
-    delete kept["chunk_data_base64"];
-    delete kept["chunk_data"];
-    expect(job.data).toEqual(kept);
+    expect(job.data).toEqual({ session_id: "sess-a", chunk_id: "sess-a-chunk-1", chunk_index: 1 });
     expect(recorded.outcomes).toMatchObject([{ outcome: "failed" }]);
     expect(recorded.errors).toEqual([]);
   });
+
+  test.each([
+    ["chunk job", () => chunkQueue, "process-chunk", '"chunk_data_base64":"aGVsbG8="'],
+    ["finalize-session job", () => controlQueue, "finalize-session", '"chunk_count":3'],
+  ] as const)(
+    "a %s that is nested deeper than the stack keeps nothing but its ids",
+    async (_name, queueOf, name, field) => {
+      openQueues();
+      const recorded = recorder();
+      startChunks(succeed, recorded);
+      const control = createControlConsumer({
+        ...consumerOptions(recorded),
+        finalize: () => Promise.resolve(),
+      });
+      control.start();
+      consumers.push(control);
+      const queue = queueOf();
+      const added = await queue.add(name, {}, { delay: 60_000 });
+      const nested = `${"[".repeat(20_000)}${"]".repeat(20_000)}`;
+      const key = queue.toKey(added.id ?? "");
+      await redis.hset(key, "data", `{"session_id":"sess-a",${field},"metadata":{"a":${nested}}}`);
+      await added.promote();
+      const job = await untilState(queue, added, "failed");
+      expect(job.failedReason).toMatch(/^JOB_INVALID: /);
+      expect(job.data).toMatchObject({ session_id: "sess-a" });
+      const kept = await redis.hget(key, "data");
+      expect(kept).not.toContain("aGVsbG8=");
+      expect(kept).not.toContain("[");
+      expect(recorded.errors).toEqual([]);
+    },
+  );
 
   test.each(["SESSION_TOO_LARGE", "SECRET_UNWRAP_FAILED", "TREE_CORRUPT", "THREAD_CRASHED"] as const)(
     "with %s keeps its bytes, and a retry processes them",
@@ -325,16 +355,6 @@ describe("a chunk job that is refused", () => {
       await untilState(chunkQueue, added, "completed");
     },
   );
-
-  test("that came without bytes keeps all of its data", async () => {
-    openQueues();
-    const recorded = recorder();
-    startChunks(succeed, recorded);
-    const data = chunkData(1, { chunk_data_base64: undefined });
-    const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
-    expect(job.failedReason).toMatch(/^JOB_INVALID: /);
-    expect(job.data).toEqual(data);
-  });
 
   test("an error that the handler calls unrecoverable fails at the first try", async () => {
     openQueues();
@@ -358,7 +378,7 @@ describe("a chunk job that is refused", () => {
     await untilState(chunkQueue, good, "completed");
     await until("two outcomes", () => recorded.outcomes.length === 2);
     expect(recorded.outcomes.map(({ error }) => error?.code)).toContain("JOB_INVALID");
-    expect(await redis.hget(chunkQueue.toKey(bad.id ?? ""), "data")).toBe("null");
+    expect(await redis.hget(chunkQueue.toKey(bad.id ?? ""), "data")).toBe("{}");
   });
 
   const manyKeys = `{${Array.from({ length: 50_000 }, (_, n) => `"plain${n}":1`).join()}}`;

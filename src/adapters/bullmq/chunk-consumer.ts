@@ -38,7 +38,6 @@ const REFUSED_FOR_EVER: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "CHUNK_BEYOND_END",
   "SESSION_SEALED",
 ]);
-const INLINE_FIELDS = ["chunk_data_base64", "chunk_data"] as const;
 
 export interface ChunkConsumerOptions extends ConsumerOptions {
   readonly limits: JobLimits;
@@ -77,7 +76,7 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
         const failed = { jobId, ...failureIdentity(job.data), code, message, attempts: attempt };
         await options.announce(chunkFailedEvent(failed, clock.now()), signal);
       },
-      deadLetterData: (data, code) => (REFUSED_FOR_EVER.has(code) ? withoutInlineBytes(data) : undefined),
+      isRefusedForEver: (code) => REFUSED_FOR_EVER.has(code),
     },
     options,
   );
@@ -99,15 +98,6 @@ async function replaceInlineBytes(
 ): Promise<void> {
   if (task.kind !== "chunk" || task.job.source.kind !== "inline") return;
   await job.updateData(stubOf(task.job.sessionId, result)).catch(throwRedisError);
-}
-
-/** All other fields stay, for whoever looks for the sender; `undefined` when there are no inline bytes. */
-function withoutInlineBytes(data: unknown): object | undefined {
-  if (typeof data !== "object" || data === null || Array.isArray(data)) return undefined;
-  if (!INLINE_FIELDS.some((field) => Object.hasOwn(data, field))) return undefined;
-  const kept = { ...data } as Partial<Record<(typeof INLINE_FIELDS)[number], unknown>>;
-  for (const field of INLINE_FIELDS) delete kept[field];
-  return kept;
 }
 
 function stubOf(session: string, result: ProcessChunkReturn): CommittedStub {

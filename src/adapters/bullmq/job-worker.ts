@@ -5,7 +5,7 @@ import { type FailureIdentity, failureIdentity } from "../../pipeline/parse-job.
 import type { Clock } from "../../pipeline/ports.ts";
 import { closeClient, type OwnedRedis, type RedisTarget, waitingClient } from "../redis/client.ts";
 import { redisErrorCode, throwRedisError } from "../redis/errors.ts";
-import type { TextLimits } from "../../pipeline/job-text.ts";
+import { plainFields, type TextLimits } from "../../pipeline/job-text.ts";
 import { countOf, pauseAfter } from "./put-off.ts";
 import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
 import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
@@ -118,8 +118,8 @@ export interface JobKind {
   standing(job: Job<unknown, unknown, string>, context: JobContext): Promise<JobStanding>;
   /** Before a job fails for good: tell the neighbours. May throw QUEUE_UNAVAILABLE: the job then stays. */
   announceFailure(job: Job<unknown, unknown, string>, context: JobContext, error: LucidError): Promise<void>;
-  /** What a dead letter keeps of `data` after an error of this code; `undefined`: all of it. */
-  deadLetterData?(data: unknown, code: ErrorCode): object | undefined;
+  /** No retry of a job that was refused with this code can succeed: of its data, which may be anything, only the ids stay. */
+  isRefusedForEver(code: ErrorCode): boolean;
 }
 
 type Tell = (outcome: JobOutcome["outcome"], error?: LucidError) => void;
@@ -325,8 +325,8 @@ class JobConsumer implements Consumer {
       // An event that can't be told at all must not keep a dead job alive.
       await this.#unlessReleased("failure event", () => this.#kind.announceFailure(job, context, error));
     }
-    const kept = this.#deadLetterData(job, error.code);
-    if (kept !== undefined) {
+    if (this.#worker.refusalOf(job) !== undefined || this.#kind.isRefusedForEver(error.code)) {
+      const kept = plainFields(job.data);
       // What fails here is, for one, a job that a hand has removed meanwhile: there is no data left to change.
       await this.#unlessReleased("dead letter", () => job.updateData(kept).catch(throwRedisError));
     }
@@ -343,14 +343,6 @@ class JobConsumer implements Consumer {
       this.#options.observer.onError(`${this.#kind.queue} ${what}`, code);
       return undefined;
     }
-  }
-
-  /**
-   * Data that couldn't be parsed doesn't stay: it would keep everybody, such as a dashboard, from listing the dead letters,
-   * and a long text may be plaintext.
-   */
-  #deadLetterData(job: Job<unknown, unknown, string>, code: ErrorCode): unknown {
-    return this.#worker.refusalOf(job) === undefined ? this.#kind.deadLetterData?.(job.data, code) : job.data;
   }
 
   /**
