@@ -600,7 +600,7 @@ describe("a chunk job that is about to fail for good", () => {
     async (code) => {
       openQueues();
       const recorded = recorder();
-      const asked: ChunkTask[] = [];
+      const asked: object[] = [];
       startChunks(fail(code), recorded, {
         standing(task) {
           asked.push(task);
@@ -728,6 +728,34 @@ describe("a chunk job that is about to fail for good", () => {
       const waiting = await untilState(chunkQueue, added, "delayed");
       expect(waiting.attemptsMade).toBe(0);
       expect(recorded.outcomes).toMatchObject([{ outcome: "released", error: { code } }]);
+    },
+  );
+
+  test.each([
+    ["an unknown field", chunkData(1, { evil: 1 }), true],
+    ["bad base64", chunkData(1, { chunk_data_base64: "?" }), true],
+    ["data too long to be parsed", chunkData(1, { metadata: { a: "a".repeat(70_000) } }), true],
+    ["no chunk id", chunkData(1, { chunk_id: undefined }), false],
+    ["a chunk id of a forbidden form", chunkData(1, { chunk_id: "../1" }), false],
+  ] as const)(
+    "because it can't be parsed asks for the chunk that it names: %s",
+    async (_name, data, hasIds) => {
+      openQueues();
+      const recorded = recorder();
+      const asked: object[] = [];
+      startChunks(succeed, recorded, {
+        standing(task) {
+          asked.push(task);
+          return Promise.resolve({ kind: "unclear" });
+        },
+      });
+      const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
+      expect(job.failedReason).toMatch(/^(?:JOB_INVALID|PAYLOAD_BASE64_INVALID): /);
+      expect(JSON.stringify(job.data)).not.toContain("aGVsbG8=");
+      expect(recorded.outcomes).toMatchObject([{ outcome: "failed", sessionId: "sess-a", chunkIndex: 1 }]);
+      const names = { kind: "named", sessionId: "sess-a", chunkId: "sess-a-chunk-1", index: 1 };
+      expect(asked).toEqual(hasIds ? [names] : []);
+      expect(recorded.events).toHaveLength(hasIds ? 0 : 1);
     },
   );
 
