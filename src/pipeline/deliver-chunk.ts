@@ -30,8 +30,8 @@ export async function deliverChunk(
   { blobs, storage }: { readonly blobs: BlobStore; readonly storage: ChunkStorage },
   event: LucidEvent,
   signal: AbortSignal,
-): Promise<void> {
-  if (event.type !== "chunk.completed") return;
+): Promise<"delivered" | "ignored"> {
+  if (event.type !== "chunk.completed") return "ignored";
   const blob = await blobs.read(event.blob.id);
   if (blob === undefined)
     throw new LucidError("BLOB_MISSING", "the announced chunk's blob is gone; run fsck");
@@ -47,6 +47,7 @@ export async function deliverChunk(
     },
     signal,
   );
+  return "delivered";
 }
 
 function storageMetadata(event: ChunkCompletedEvent): Readonly<Record<string, unknown>> {

@@ -3,7 +3,8 @@ import { LucidError } from "../core/errors.ts";
 /*
  * A job's data as it lies in Redis: any text that somebody wrote. JSON.parse and the checks behind it run on the event
  * loop that renews job locks, and their cost grows with the number of values, so a text is looked at before it is parsed.
- * What passes is at most one long text and JOB_FIELD_CHARS_MAX characters besides.
+ * What passes is at most one long text, under the payload's name in the object itself, and JOB_FIELD_CHARS_MAX characters
+ * besides.
  */
 
 /**
@@ -32,7 +33,7 @@ export function refusalOfText(text: string, { payloadCharsMax }: TextLimits): Lu
   if (text.length <= JOB_FIELD_CHARS_MAX) return undefined;
   const longest = payloadCharsMax === 0 ? undefined : longestString(text);
   const otherChars = text.length - (longest?.chars ?? 0);
-  if (longest?.isPayload === true && otherChars <= JOB_FIELD_CHARS_MAX) {
+  if (longest !== undefined && otherChars <= JOB_FIELD_CHARS_MAX && isPayload(text, longest.start)) {
     // Within the limit of the whole, or the decoder's to refuse: it knows which characters are escapes.
     return text.length <= payloadCharsMax + JOB_FIELD_CHARS_MAX ? undefined : payloadTooLong();
   }
@@ -49,8 +50,8 @@ function payloadTooLong(): LucidError {
 }
 
 interface LongestString {
+  readonly start: number;
   readonly chars: number;
-  readonly isPayload: boolean;
 }
 
 /** The longest JSON string of a text; gives up where more quotes are than a job can have outside its payload. */
@@ -67,8 +68,31 @@ function longestString(text: string): LongestString | undefined {
       start = undefined;
     }
   }
-  const before = text.slice(Math.max(0, longest.start - PAYLOAD_NAME_CHARS_MAX), longest.start);
-  return { chars: longest.chars, isPayload: PAYLOAD_NAME.test(before) };
+  return longest;
+}
+
+/**
+ * True for a string that begins at `start` and is the value of a payload's field of the job itself. In a deeper object the
+ * same name is nobody's payload. Walks what is before it: at most JOB_FIELD_CHARS_MAX characters, as no longer one is there.
+ */
+function isPayload(text: string, start: number): boolean {
+  const before = text.slice(Math.max(0, start - PAYLOAD_NAME_CHARS_MAX), start);
+  return PAYLOAD_NAME.test(before) && depthAt(text, start - 1) === 1;
+}
+
+/** Objects and lists that are open at the quote at `end`. */
+function depthAt(text: string, end: number): number {
+  let depth = 0;
+  let isInString = false;
+  for (let at = 0; at < end; at += 1) {
+    const char = text[at];
+    if (isInString && char === "\\") at += 1;
+    else if (char === '"') isInString = !isInString;
+    else if (isInString) continue;
+    else if (char === "{" || char === "[") depth += 1;
+    else if (char === "}" || char === "]") depth -= 1;
+  }
+  return depth;
 }
 
 const PAYLOAD_NAME = /"(?:chunk_data_base64|chunk_data)"\s{0,8}:\s{0,8}"$/;
@@ -96,4 +120,36 @@ export function leadingFields(text: string): Readonly<Record<string, string | nu
     fields.set(name, string ?? Number(number));
   }
   return Object.fromEntries(fields);
+}
+
+/** Fields of a job that are short texts or numbers: whose it is, and what was declared of it. */
+const PLAIN_FIELDS = [
+  "committed",
+  "session_id",
+  "chunk_id",
+  "chunk_index",
+  "sequence_number",
+  "chunk_count",
+  "size_bytes",
+  "blake3",
+  "sha256",
+  "recorded_at",
+  "leaf_hash",
+] as const;
+/** An id has 100 characters. */
+const PLAIN_CHARS_MAX = 100;
+
+/**
+ * What a dead letter keeps of data that was refused for ever. Nothing of it that is nested, long, or of a name that we don't
+ * know: it may be plaintext under any name, and data that is nested deeper than the stack can't be written as JSON again.
+ */
+export function plainFields(data: unknown): Readonly<Record<string, string | number | boolean>> {
+  const kept: Record<string, string | number | boolean> = {};
+  if (typeof data !== "object" || data === null) return kept;
+  for (const name of PLAIN_FIELDS) {
+    const value: unknown = Object.hasOwn(data, name) ? (data as Record<string, unknown>)[name] : undefined;
+    const isShort = typeof value === "string" && value.length <= PLAIN_CHARS_MAX;
+    if (isShort || typeof value === "number" || typeof value === "boolean") kept[name] = value;
+  }
+  return kept;
 }

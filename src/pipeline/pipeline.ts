@@ -2,7 +2,7 @@ import type { KeyRing } from "../core/encrypt/kek.ts";
 import type { CommittedStub } from "../schema/job.ts";
 import type { ChunkRecord, HashAlgorithm, SessionRecord } from "../schema/record.ts";
 import { AnchorClaims } from "./anchor-session.ts";
-import { type ChunkStanding, chunkStanding } from "./chunk-standing.ts";
+import { type ChunkStanding, chunkStanding, type NamedChunk } from "./chunk-standing.ts";
 import { type Closing, closeSession } from "./close-session.ts";
 import { finalizeSession } from "./finalize-session.ts";
 import { OnePerSession, OwnHeads } from "./integrate.ts";
@@ -72,7 +72,7 @@ export interface PipelineOptions {
 export interface Pipeline {
   processChunk(job: ChunkJob, signal: AbortSignal): Promise<ChunkRecord>;
   finishStub(stub: CommittedStub, signal: AbortSignal): Promise<ChunkRecord>;
-  chunkStanding(task: ChunkTask, signal: AbortSignal): Promise<ChunkStanding>;
+  chunkStanding(task: ChunkTask | NamedChunk, signal: AbortSignal): Promise<ChunkStanding>;
   finalizeSession(job: FinalizeJob, signal: AbortSignal): Promise<SessionRecord>;
   /** Publishes an event that no record carries, such as `chunk.failed`. */
   announce(event: LucidEvent, signal: AbortSignal): Promise<void>;

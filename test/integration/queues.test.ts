@@ -6,7 +6,12 @@ import { Redis } from "ioredis";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { type ChunkConsumerOptions, createChunkConsumer } from "../../src/adapters/bullmq/chunk-consumer.ts";
 import { createControlConsumer } from "../../src/adapters/bullmq/control-consumer.ts";
-import type { Consumer, ConsumerOptions, JobOutcome } from "../../src/adapters/bullmq/job-worker.ts";
+import type {
+  Consumer,
+  ConsumerOptions,
+  JobOutcome,
+  JobStanding,
+} from "../../src/adapters/bullmq/job-worker.ts";
 import { createQueueStats } from "../../src/adapters/bullmq/queue-stats.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { type ErrorCode, LucidError } from "../../src/core/errors.ts";
@@ -292,18 +297,48 @@ describe("a chunk job that is refused", () => {
     ["chunk_data", chunkData(1, { chunk_data_base64: undefined, chunk_data: "aGVsbG8=" }), "SESSION_SEALED"],
     ["bad base64", chunkData(1, { chunk_data_base64: "?" }), "CHUNK_CONFLICT"],
     ["an unknown field beside it", chunkData(1, { evil: 1 }), "CHUNK_CONFLICT"],
-  ] as const)("for ever keeps all of its data but the bytes: %s", async (_name, data, code) => {
+    ["foreign fields", chunkData(1, { evil: "aGVsbG8=", metadata: { a: ["aGVsbG8="] } }), "CHUNK_CONFLICT"],
+    ["no bytes at all", chunkData(1, { chunk_data_base64: undefined }), "CHUNK_CONFLICT"],
+  ] as const)("for ever keeps its ids, and nothing that may hold bytes: %s", async (_name, data, code) => {
     openQueues();
     const recorded = recorder();
     startChunks(fail(code), recorded);
     const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
-    const kept: Record<string, unknown> = { ...data };
-    delete kept["chunk_data_base64"];
-    delete kept["chunk_data"];
-    expect(job.data).toEqual(kept);
+    expect(job.data).toEqual({ session_id: "sess-a", chunk_id: "sess-a-chunk-1", chunk_index: 1 });
     expect(recorded.outcomes).toMatchObject([{ outcome: "failed" }]);
     expect(recorded.errors).toEqual([]);
   });
+
+  test.each([
+    ["chunk job", () => chunkQueue, "process-chunk", '"chunk_data_base64":"aGVsbG8="'],
+    ["finalize-session job", () => controlQueue, "finalize-session", '"chunk_count":3'],
+  ] as const)(
+    "a %s that is nested deeper than the stack keeps nothing but its ids",
+    async (_name, queueOf, name, field) => {
+      openQueues();
+      const recorded = recorder();
+      startChunks(succeed, recorded);
+      const control = createControlConsumer({
+        ...consumerOptions(recorded),
+        finalize: () => Promise.resolve(),
+      });
+      control.start();
+      consumers.push(control);
+      const queue = queueOf();
+      const added = await queue.add(name, {}, { delay: 60_000 });
+      const nested = `${"[".repeat(20_000)}${"]".repeat(20_000)}`;
+      const key = queue.toKey(added.id ?? "");
+      await redis.hset(key, "data", `{"session_id":"sess-a",${field},"metadata":{"a":${nested}}}`);
+      await added.promote();
+      const job = await untilState(queue, added, "failed");
+      expect(job.failedReason).toMatch(/^JOB_INVALID: /);
+      expect(job.data).toMatchObject({ session_id: "sess-a" });
+      const kept = await redis.hget(key, "data");
+      expect(kept).not.toContain("aGVsbG8=");
+      expect(kept).not.toContain("[");
+      expect(recorded.errors).toEqual([]);
+    },
+  );
 
   test.each(["SESSION_TOO_LARGE", "SECRET_UNWRAP_FAILED", "TREE_CORRUPT", "THREAD_CRASHED"] as const)(
     "with %s keeps its bytes, and a retry processes them",
@@ -320,16 +355,6 @@ describe("a chunk job that is refused", () => {
       await untilState(chunkQueue, added, "completed");
     },
   );
-
-  test("that came without bytes keeps all of its data", async () => {
-    openQueues();
-    const recorded = recorder();
-    startChunks(succeed, recorded);
-    const data = chunkData(1, { chunk_data_base64: undefined });
-    const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
-    expect(job.failedReason).toMatch(/^JOB_INVALID: /);
-    expect(job.data).toEqual(data);
-  });
 
   test("an error that the handler calls unrecoverable fails at the first try", async () => {
     openQueues();
@@ -353,7 +378,7 @@ describe("a chunk job that is refused", () => {
     await untilState(chunkQueue, good, "completed");
     await until("two outcomes", () => recorded.outcomes.length === 2);
     expect(recorded.outcomes.map(({ error }) => error?.code)).toContain("JOB_INVALID");
-    expect(await redis.hget(chunkQueue.toKey(bad.id ?? ""), "data")).toBe("null");
+    expect(await redis.hget(chunkQueue.toKey(bad.id ?? ""), "data")).toBe("{}");
   });
 
   const manyKeys = `{${Array.from({ length: 50_000 }, (_, n) => `"plain${n}":1`).join()}}`;
@@ -522,6 +547,37 @@ describe("a chunk job that loses its worker", () => {
     expect(recorded.stalled).toEqual([job.id]);
   });
 
+  test("to a freeze, and is put off by it afterwards, stays with the worker that has it now", async () => {
+    openQueues();
+    const recorded = recorder();
+    const { promise: thaw, resolve: thawed } = Promise.withResolvers<void>();
+    let deliveries = 0;
+    const finished: number[] = [];
+    startChunks(
+      async (task, context) => {
+        deliveries += 1;
+        const delivery = deliveries;
+        if (delivery === 1) {
+          // As if this process were frozen: its lock is gone, and the stalled check gives the job to somebody else.
+          await redis.del(chunkQueue.toKey("1:lock"));
+          await thaw;
+          return fail("ATTEMPT_EXPIRED")(task, context);
+        }
+        thawed();
+        await sleep(300);
+        finished.push(delivery);
+        return done(task);
+      },
+      recorded,
+      { lockDurationMs: 30_000 },
+    );
+    const job = await chunkQueue.add("process-chunk", chunkData(1));
+    await untilState(chunkQueue, job, "completed");
+    expect(finished).toEqual([2]);
+    expect(recorded.stalled).toEqual([job.id]);
+    expect(recorded.errors).toContain("session-chunks put off: INTERNAL");
+  });
+
   test("a job that vanished while it ran leaves the worker running", async () => {
     openQueues();
     const recorded = recorder();
@@ -544,7 +600,7 @@ describe("a chunk job that is about to fail for good", () => {
     async (code) => {
       openQueues();
       const recorded = recorder();
-      const asked: ChunkTask[] = [];
+      const asked: object[] = [];
       startChunks(fail(code), recorded, {
         standing(task) {
           asked.push(task);
@@ -577,12 +633,12 @@ describe("a chunk job that is about to fail for good", () => {
     expect(recorded.events).toEqual([]);
   });
 
-  test("is released while the store can't say what became of its chunk, or hasn't decided", async () => {
+  test("is released while the store can't say what became of its chunk", async () => {
     openQueues();
     const recorded = recorder();
     const answers = [
       () => Promise.reject(new LucidError("STORE_UNAVAILABLE", "down")),
-      () => Promise.resolve({ kind: "undecided" } as const),
+      () => Promise.reject(new LucidError("STORE_UNAVAILABLE", "down")),
     ];
     startChunks(fail("TREE_CORRUPT"), recorded, {
       standing: () => answers.shift()?.() ?? Promise.resolve({ kind: "none" }),
@@ -595,11 +651,113 @@ describe("a chunk job that is about to fail for good", () => {
     expect(job.attemptsMade).toBe(1);
     expect(recorded.outcomes.map(({ outcome, error }) => `${outcome} ${error?.code}`)).toEqual([
       "released STORE_UNAVAILABLE",
-      "released TREE_CORRUPT",
+      "released STORE_UNAVAILABLE",
       "failed TREE_CORRUPT",
     ]);
     expect(recorded.events).toHaveLength(1);
   });
+
+  test("is put off while its chunk's fate isn't decided, and ends by what is decided", async () => {
+    openQueues();
+    const recorded = recorder();
+    let standing: JobStanding<ProcessChunkReturn> = { kind: "undecided" };
+    startChunks(fail("TREE_CORRUPT"), recorded, { standing: () => Promise.resolve(standing) });
+    const added = await chunkQueue.add("process-chunk", chunkData(1), { attempts: 1 });
+    for (let round = 0; round < 3; round++) {
+      const waiting = await untilState(chunkQueue, added, "delayed");
+      expect(recorded.outcomes).toHaveLength(round + 1);
+      expect(waiting.attemptsMade).toBe(0);
+      await waiting.promote();
+      await until("the next delivery", () => recorded.outcomes.length > round + 1);
+    }
+    expect(new Set(recorded.outcomes.map(({ outcome }) => outcome))).toEqual(new Set(["released"]));
+    standing = { kind: "done", result };
+    await (await untilState(chunkQueue, added, "delayed")).promote();
+    await untilState(chunkQueue, added, "completed");
+    expect(recorded.events).toEqual([]);
+  });
+
+  test("and stays undecided is put off for longer each time, then is a dead letter with its bytes and no event; retried, it begins anew", async () => {
+    openQueues();
+    const recorded = recorder();
+    startChunks(fail("TREE_CORRUPT"), recorded, { standing: () => Promise.resolve({ kind: "undecided" }) });
+    const added = await chunkQueue.add("process-chunk", chunkData(1), { attempts: 1 });
+    const pauses: number[] = [];
+    for (;;) {
+      await until("an end", async () => ["delayed", "failed"].includes(await state(chunkQueue, added)));
+      if ((await state(chunkQueue, added)) === "failed") break;
+      const waiting: Job = await untilState(chunkQueue, added, "delayed");
+      pauses.push(Math.round(waiting.delay / 1_000));
+      await waiting.promote();
+      await until("the next delivery", () => recorded.outcomes.length > pauses.length);
+    }
+    expect(pauses).toEqual([1, 2, 4, 8, 16, 32, 60, 60]);
+    const failed = await untilState(chunkQueue, added, "failed");
+    expect(failed.data).toEqual(chunkData(1));
+    expect(failed.attemptsMade).toBe(1);
+    expect(failed.failedReason).toBe("TREE_CORRUPT: constant words");
+    expect(recorded.events).toEqual([]);
+    await failed.retry("failed", { resetAttemptsMade: true });
+    expect((await untilState(chunkQueue, added, "delayed")).delay).toBeLessThanOrEqual(1_000);
+  });
+
+  test("keeps nobody from their work while it is undecided, however many there are of its kind", async () => {
+    openQueues();
+    const recorded = recorder();
+    const isBad = (task: ChunkTask) => done(task).chunk_index >= 900;
+    startChunks((task, context) => (isBad(task) ? fail("TREE_CORRUPT") : succeed)(task, context), recorded, {
+      standing: () => Promise.resolve({ kind: "undecided" }),
+    });
+    const job = (index: number) => ({ name: "process-chunk", data: chunkData(index) });
+    await chunkQueue.addBulk(Array.from({ length: 20 }, (_, n) => job(900 + n)));
+    await until("a round of all", () => recorded.outcomes.length >= 20);
+    const startedMs = performance.now();
+    await chunkQueue.addBulk(Array.from({ length: 200 }, (_, n) => job(n)));
+    const good = () => recorded.outcomes.filter(({ outcome }) => outcome === "completed").length;
+    await until("the good ones", () => good() === 200);
+    expect(performance.now() - startedMs).toBeLessThan(3_000);
+  });
+
+  test.each(["ATTEMPT_EXPIRED", "CONFIG_INVALID"] as const)(
+    "is not, but put off, where %s is its own trouble",
+    async (code) => {
+      openQueues();
+      const recorded = recorder();
+      startChunks(fail(code), recorded, { concurrency: 1 });
+      const added = await chunkQueue.add("process-chunk", chunkData(1), { attempts: 1 });
+      const waiting = await untilState(chunkQueue, added, "delayed");
+      expect(waiting.attemptsMade).toBe(0);
+      expect(recorded.outcomes).toMatchObject([{ outcome: "released", error: { code } }]);
+    },
+  );
+
+  test.each([
+    ["an unknown field", chunkData(1, { evil: 1 }), true],
+    ["bad base64", chunkData(1, { chunk_data_base64: "?" }), true],
+    ["data too long to be parsed", chunkData(1, { metadata: { a: "a".repeat(70_000) } }), true],
+    ["no chunk id", chunkData(1, { chunk_id: undefined }), false],
+    ["a chunk id of a forbidden form", chunkData(1, { chunk_id: "../1" }), false],
+  ] as const)(
+    "because it can't be parsed asks for the chunk that it names: %s",
+    async (_name, data, hasIds) => {
+      openQueues();
+      const recorded = recorder();
+      const asked: object[] = [];
+      startChunks(succeed, recorded, {
+        standing(task) {
+          asked.push(task);
+          return Promise.resolve({ kind: "unclear" });
+        },
+      });
+      const job = await untilState(chunkQueue, await chunkQueue.add("process-chunk", data), "failed");
+      expect(job.failedReason).toMatch(/^(?:JOB_INVALID|PAYLOAD_BASE64_INVALID): /);
+      expect(JSON.stringify(job.data)).not.toContain("aGVsbG8=");
+      expect(recorded.outcomes).toMatchObject([{ outcome: "failed", sessionId: "sess-a", chunkIndex: 1 }]);
+      const names = { kind: "named", sessionId: "sess-a", chunkId: "sess-a-chunk-1", index: 1 };
+      expect(asked).toEqual(hasIds ? [names] : []);
+      expect(recorded.events).toHaveLength(hasIds ? 0 : 1);
+    },
+  );
 
   test("is a dead letter without an event where nobody can tell whether its chunk is committed", async () => {
     openQueues();
@@ -667,6 +825,22 @@ describe("stopping", () => {
     expect(recorded.outcomes).toMatchObject([{ outcome: "released", error: { code: "SHUTTING_DOWN" } }]);
     startChunks(succeed, recorded);
     await untilState(chunkQueue, job, "completed");
+  });
+
+  test("doesn't wait for a job that is put off, which the next consumer takes with no attempt used", async () => {
+    openQueues();
+    const recorded = recorder();
+    const consumer = startChunks(fail("TREE_CORRUPT"), recorded, {
+      standing: () => Promise.resolve({ kind: "undecided" }),
+    });
+    const job = await chunkQueue.add("process-chunk", chunkData(1), { attempts: 1 });
+    await until("a release", () => recorded.outcomes.length > 0);
+    const startedMs = performance.now();
+    await consumer.stop({ deadlineMs: 10_000 });
+    expect(performance.now() - startedMs).toBeLessThan(900);
+    expect(await state(chunkQueue, job)).toBe("delayed");
+    startChunks(succeed, recorded);
+    expect((await untilState(chunkQueue, job, "completed")).attemptsMade).toBe(1);
   });
 
   test("a second call doesn't wait for anything", async () => {

@@ -2,16 +2,22 @@ import { describe, expect, test } from "vitest";
 import { toHex } from "../../src/core/bytes.ts";
 import { singleKeyRing } from "../../src/core/encrypt/kek.ts";
 import type { ChunkId, LeafHash, LeafIndex } from "../../src/core/ids.ts";
+import type { NamedChunk } from "../../src/pipeline/chunk-standing.ts";
 import type { ChunkTask } from "../../src/pipeline/parse-job.ts";
 import type { ChunkJob } from "../../src/pipeline/ports.ts";
 import { PipelineStage } from "../support/pipeline-stage.ts";
 
 const NEVER = new AbortController().signal;
 
-function kindOf(stage: PipelineStage, task: ChunkTask): Promise<string> {
+function kindOf(stage: PipelineStage, task: ChunkTask | NamedChunk): Promise<string> {
   return stage.run(stage.worker().pipeline.chunkStanding(task, NEVER)).then((standing) => standing.kind);
 }
 const kindOfJob = (stage: PipelineStage, job: ChunkJob) => kindOf(stage, { kind: "chunk", job });
+
+function named(stage: PipelineStage, index: number, change: Partial<NamedChunk> = {}): NamedChunk {
+  const { sessionId, chunkId } = stage.chunkJob(index);
+  return { kind: "named", sessionId, chunkId, index: index as LeafIndex, ...change };
+}
 
 function stubOf(stage: PipelineStage, index: number, leafHash = stage.committed(index)?.leafHash): ChunkTask {
   const { sessionId, chunkId } = stage.chunkJob(index);
@@ -75,6 +81,31 @@ describe("what the store has of a job's chunk", () => {
     await sessions.replace(stage.session, await version(), { kind: "confirm-count" });
     expect(await kindOfJob(stage, job)).toBe("none");
     expect(await kindOfJob(stage, stage.chunkJob(0))).toBe("committed");
+  });
+
+  test("is nothing of the job where its bytes aren't those that it declares, though they are the chunk's", async () => {
+    const stage = new PipelineStage();
+    await stage.process(stage.chunkJob(0));
+    const wrong = stage.chunkJob(0, { declared: { blake3: new Uint8Array(32) } });
+    await expect(stage.process(wrong)).rejects.toMatchObject({ code: "PAYLOAD_DIGEST_MISMATCH" });
+    expect(await kindOfJob(stage, wrong)).toBe("none");
+  });
+
+  test("is unclear for a job of which only the ids are known, where that chunk is committed and stays", async () => {
+    const stage = new PipelineStage();
+    const { chunks, sessions } = stage.world.stores;
+    const first = await stage.process(stage.chunkJob(0));
+    expect(await kindOf(stage, named(stage, 0))).toBe("unclear");
+    expect(await kindOf(stage, named(stage, 0, { chunkId: "other-0" as ChunkId }))).toBe("none");
+    expect(await kindOf(stage, named(stage, 1))).toBe("none");
+    await chunks.insert({ ...first, index: 1 as LeafIndex, chunkId: stage.chunkJob(1).chunkId });
+    const version = async () => (await stage.record())?.version ?? 0;
+    const finalize = { manifestType: "session_recording" } as const;
+    await sessions.replace(stage.session, await version(), { kind: "propose-count", count: 1, finalize });
+    expect(await kindOf(stage, named(stage, 1))).toBe("undecided");
+    await sessions.replace(stage.session, await version(), { kind: "confirm-count" });
+    expect(await kindOf(stage, named(stage, 1))).toBe("none");
+    expect(await kindOf(stage, named(stage, 0))).toBe("unclear");
   });
 
   test("is unclear where the session's secret doesn't open", async () => {

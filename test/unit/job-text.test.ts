@@ -3,6 +3,7 @@ import {
   base64Chars,
   JOB_FIELD_CHARS_MAX,
   leadingFields,
+  plainFields,
   refusalOfText,
 } from "../../src/pipeline/job-text.ts";
 
@@ -53,12 +54,21 @@ describe("a job's text", () => {
     ["backslashes", `{${IDS},"chunk_id":"`, "\\", '"}'],
     ["a long id", `{"session_id":"`, "a", '"}'],
     ["a long text under another name", `{${IDS},"chunk_data_base64_":"`, "a", '"}'],
+    ["a payload's name in metadata", `{${IDS},"metadata":{"chunk_data":"`, "a", '"}}'],
+    ["a payload's name in a list", `{${IDS},"x":[{"chunk_data_base64":"`, "a", '"}]}'],
+    ["a payload's name, after braces in a text", `{${IDS},"a":"}\\"}","x":{"chunk_data":"`, "a", '"}}'],
     ["a text that doesn't end", `{${IDS},"chunk_data_base64":"`, "a", ""],
     ["no JSON", "", "x", ""],
   ])("of more characters than all other fields need is refused: %s", (_name, before, fill, after) => {
     expect(codeOf(filled(before, fill, after, JOB_FIELD_CHARS_MAX))).toBeUndefined();
     expect(codeOf(filled(before, fill, after, JOB_FIELD_CHARS_MAX + 1))).toBe("JOB_INVALID");
     expect(codeOf(filled(before, fill, after, 2_000_000))).toBe("JOB_INVALID");
+  });
+
+  test("with a chunk after objects, lists and texts that look like them is parsed", () => {
+    const before = `"metadata":{"a":[{"b":"}]{\\"["}]},"recorded_at":"{"`;
+    const payload = "A".repeat(LIMITS.payloadCharsMax);
+    expect(codeOf(`{${before},"chunk_data":"${payload}"}`)).toBeUndefined();
   });
 
   test("other fields have their limit beside a chunk too", () => {
@@ -105,5 +115,26 @@ describe("leading fields", () => {
 
   test("end before a text that is longer than an id", () => {
     expect(leadingFields(`{"chunk_index":7,"a":"${"b".repeat(9_000)}"}`)).toEqual({ chunk_index: 7 });
+  });
+});
+
+describe("what is kept of refused data", () => {
+  test("is known, short and not nested", () => {
+    const plain = { session_id: "sess-a", chunk_id: "c-7", chunk_index: 7, size_bytes: 5, committed: true };
+    const foreign = {
+      evil: "plain",
+      chunk_data_base64: "cGxhaW4=",
+      metadata: { a: 1 },
+      blake3: "p".repeat(101),
+    };
+    expect(plainFields({ ...plain, ...foreign, sha256: ["plain"], recorded_at: null })).toEqual(plain);
+  });
+
+  test.each([null, undefined, 7, "text", [], ["a"]])("is nothing of %j", (data) => {
+    expect(plainFields(data)).toEqual({});
+  });
+
+  test("never comes from a prototype", () => {
+    expect(plainFields(Object.create({ session_id: "sess-a" }))).toEqual({});
   });
 });

@@ -1,6 +1,7 @@
 import type { Job } from "bullmq";
 import { chunkFailedEvent } from "../../pipeline/event-messages.ts";
 import type { ErrorCode } from "../../core/errors.ts";
+import type { NamedChunk } from "../../pipeline/chunk-standing.ts";
 import { base64Chars } from "../../pipeline/job-text.ts";
 import { type ChunkTask, failureIdentity, type JobLimits, parseChunkJob } from "../../pipeline/parse-job.ts";
 import type { LucidEvent } from "../../schema/event.ts";
@@ -38,7 +39,6 @@ const REFUSED_FOR_EVER: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "CHUNK_BEYOND_END",
   "SESSION_SEALED",
 ]);
-const INLINE_FIELDS = ["chunk_data_base64", "chunk_data"] as const;
 
 export interface ChunkConsumerOptions extends ConsumerOptions {
   readonly limits: JobLimits;
@@ -46,8 +46,11 @@ export interface ChunkConsumerOptions extends ConsumerOptions {
   announce(event: LucidEvent, signal: AbortSignal): Promise<void>;
   /** Returns when the chunk is committed, in the tree and announced. Throws LucidErrors. */
   process(task: ChunkTask, context: JobContext): Promise<ProcessChunkReturn>;
-  /** What the store has of the chunk, for a job that is about to fail for good. Throws LucidErrors. */
-  standing(task: ChunkTask, context: JobContext): Promise<JobStanding<ProcessChunkReturn>>;
+  /**
+   * What the store has of the chunk, for a job that is about to fail for good; for one that can't be parsed, of the chunk that
+   * it names. Throws LucidErrors.
+   */
+  standing(task: ChunkTask | NamedChunk, context: JobContext): Promise<JobStanding<ProcessChunkReturn>>;
 }
 
 /** Consumes `session-chunks` (contract §3). Fetches nothing before `start`. */
@@ -67,23 +70,32 @@ export function createChunkConsumer(options: ChunkConsumerOptions): Consumer {
         return result;
       },
       async standing(job, context): Promise<JobStanding> {
-        const task = parsedTask(job.data, limits);
+        const task = parsedTask(job.data, limits) ?? namedChunk(job.data);
         if (task === undefined) return { kind: "none" };
         const standing = await options.standing(task, context);
-        if (standing.kind === "done") await replaceInlineBytes(job, task, standing.result);
+        if (standing.kind === "done" && task.kind !== "named") {
+          await replaceInlineBytes(job, task, standing.result);
+        }
         return standing;
       },
       async announceFailure(job, { jobId, attempt, signal }, { code, message }) {
         const failed = { jobId, ...failureIdentity(job.data), code, message, attempts: attempt };
         await options.announce(chunkFailedEvent(failed, clock.now()), signal);
       },
-      deadLetterData: (data, code) => (REFUSED_FOR_EVER.has(code) ? withoutInlineBytes(data) : undefined),
+      isRefusedForEver: (code) => REFUSED_FOR_EVER.has(code),
     },
     options,
   );
 }
 
-/** `undefined` for data that never was a chunk's: nothing can have been committed from it. */
+/** The chunk that unparsable data names. From this very job it isn't; but "failed" must not be told of a chunk that is there. */
+function namedChunk(data: unknown): NamedChunk | undefined {
+  const { sessionId, chunkId, chunkIndex: index } = failureIdentity(data);
+  if (sessionId === undefined || chunkId === undefined || index === undefined) return undefined;
+  return { kind: "named", sessionId, chunkId, index };
+}
+
+/** `undefined` for data that is no chunk's. */
 function parsedTask(data: unknown, limits: JobLimits): ChunkTask | undefined {
   try {
     return parseChunkJob(data, limits);
@@ -99,15 +111,6 @@ async function replaceInlineBytes(
 ): Promise<void> {
   if (task.kind !== "chunk" || task.job.source.kind !== "inline") return;
   await job.updateData(stubOf(task.job.sessionId, result)).catch(throwRedisError);
-}
-
-/** All other fields stay, for whoever looks for the sender; `undefined` when there are no inline bytes. */
-function withoutInlineBytes(data: unknown): object | undefined {
-  if (typeof data !== "object" || data === null || Array.isArray(data)) return undefined;
-  if (!INLINE_FIELDS.some((field) => Object.hasOwn(data, field))) return undefined;
-  const kept = { ...data } as Partial<Record<(typeof INLINE_FIELDS)[number], unknown>>;
-  for (const field of INLINE_FIELDS) delete kept[field];
-  return kept;
 }
 
 function stubOf(session: string, result: ProcessChunkReturn): CommittedStub {

@@ -24,6 +24,7 @@ export function createControlConsumer(options: ControlConsumerOptions): Consumer
       // Nobody is told of a failure, and a retry of a count that was recorded is harmless.
       standing: () => Promise.resolve({ kind: "none" }),
       announceFailure: () => Promise.resolve(),
+      isRefusedForEver: (code) => code === "JOB_INVALID",
     },
     options,
   );

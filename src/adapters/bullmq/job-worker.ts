@@ -5,7 +5,8 @@ import { type FailureIdentity, failureIdentity } from "../../pipeline/parse-job.
 import type { Clock } from "../../pipeline/ports.ts";
 import { closeClient, type OwnedRedis, type RedisTarget, waitingClient } from "../redis/client.ts";
 import { redisErrorCode, throwRedisError } from "../redis/errors.ts";
-import type { TextLimits } from "../../pipeline/job-text.ts";
+import { plainFields, type TextLimits } from "../../pipeline/job-text.ts";
+import { countOf, pauseAfter } from "./put-off.ts";
 import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
 import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
 
@@ -13,8 +14,20 @@ import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
 const DRAIN_DELAY_SECONDS = 5;
 /** BullMQ's pause after a lost connection; its default of 15 s is longer than the outage may cost. */
 const RUN_RETRY_DELAY_MS = 500;
-/** A released job comes back to whoever is free; the pause keeps it from going round and round. */
+/** In an outage: the pause, in the job's own place, keeps all the jobs from going round and round. */
 const RELEASE_PAUSE_MS = 1_000;
+/** A job that is put off for its own sake stays away for this long, doubled each time in a row. */
+const PUT_OFF = { firstMs: 1_000, maxMs: 60_000 };
+/** Times in a row, three minutes in all, that a job is put off because its chunk's fate isn't decided. */
+const UNDECIDED_ROUNDS_MAX = 8;
+/** Released for what every job meets, or every job of this process; what else releases a job is its own trouble, or its session's. */
+const EVERYBODYS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  "STORE_UNAVAILABLE",
+  "QUEUE_UNAVAILABLE",
+  "SHUTTING_DOWN",
+  "KEK_MISMATCH",
+  "MANIFEST_DIRECTORY_UNUSABLE",
+]);
 /** After the deadline, for aborted jobs to go back to the queue. */
 const RELEASE_GRACE_MS = 1_500;
 /** With no job running, how long Redis may take to say goodbye. */
@@ -86,7 +99,7 @@ export type JobStanding<Result = unknown> =
   /** All of it, or what is left is made up for without the job: it is completed with this result. */
   | { readonly kind: "done"; readonly result: Result }
   | { readonly kind: "none" }
-  /** It will be known in a moment. */
+  /** It will be known in a moment; asked again, but not for ever: then it is as good as unclear. */
   | { readonly kind: "undecided" }
   /** Nobody can tell. */
   | { readonly kind: "unclear" };
@@ -105,8 +118,8 @@ export interface JobKind {
   standing(job: Job<unknown, unknown, string>, context: JobContext): Promise<JobStanding>;
   /** Before a job fails for good: tell the neighbours. May throw QUEUE_UNAVAILABLE: the job then stays. */
   announceFailure(job: Job<unknown, unknown, string>, context: JobContext, error: LucidError): Promise<void>;
-  /** What a dead letter keeps of `data` after an error of this code; `undefined`: all of it. */
-  deadLetterData?(data: unknown, code: ErrorCode): object | undefined;
+  /** No retry of a job that was refused with this code can succeed: of its data, which may be anything, only the ids stay. */
+  isRefusedForEver(code: ErrorCode): boolean;
 }
 
 type Tell = (outcome: JobOutcome["outcome"], error?: LucidError) => void;
@@ -268,7 +281,8 @@ class JobConsumer implements Consumer {
   ): Promise<unknown> {
     const release = async (reason: LucidError): Promise<never> => {
       tell("released", reason);
-      throw await this.#release(job, token, context.signal);
+      const isEverybodys = EVERYBODYS.has(reason.code) || context.signal.aborted;
+      throw await (isEverybodys ? this.#release(job, token, context.signal) : this.#putOff(job, token));
     };
     if (error.disposition === "released" || error.disposition === "fatal") return release(error);
     if (error.disposition === "retryable" && context.attempt < (job.opts.attempts ?? 1)) {
@@ -281,7 +295,10 @@ class JobConsumer implements Consumer {
     } catch (thrown) {
       return release(asLucidError(thrown));
     }
-    if (standing.kind === "undecided") return release(error);
+    if (standing.kind === "undecided") {
+      tell("released", error);
+      throw await this.#putOff(job, token);
+    }
     tell(standing.kind === "done" ? "completed" : "failed", error);
     if (standing.kind === "done") return standing.result;
     throw failForGood(error);
@@ -297,15 +314,19 @@ class JobConsumer implements Consumer {
     context: JobContext,
     error: LucidError,
   ): Promise<JobStanding> {
-    const standing =
+    const found =
       (await this.#unlessReleased("standing", () => this.#kind.standing(job, context))) ?? UNCLEAR;
+    const isGivenUp = found.kind === "undecided" && countOf(job, "put_off") >= UNDECIDED_ROUNDS_MAX;
+    const standing = isGivenUp ? UNCLEAR : found;
     if (standing.kind === "done" || standing.kind === "undecided") return standing;
+    // A dead letter that is retried begins anew.
+    if (isGivenUp) await this.#unlessReleased("dead letter", () => this.#countPutOff(job, 0));
     if (standing.kind === "none") {
       // An event that can't be told at all must not keep a dead job alive.
       await this.#unlessReleased("failure event", () => this.#kind.announceFailure(job, context, error));
     }
-    const kept = this.#deadLetterData(job, error.code);
-    if (kept !== undefined) {
+    if (this.#worker.refusalOf(job) !== undefined || this.#kind.isRefusedForEver(error.code)) {
+      const kept = plainFields(job.data);
       // What fails here is, for one, a job that a hand has removed meanwhile: there is no data left to change.
       await this.#unlessReleased("dead letter", () => job.updateData(kept).catch(throwRedisError));
     }
@@ -325,16 +346,9 @@ class JobConsumer implements Consumer {
   }
 
   /**
-   * Data that couldn't be parsed doesn't stay: it would keep everybody, such as a dashboard, from listing the dead letters,
-   * and a long text may be plaintext.
-   */
-  #deadLetterData(job: Job<unknown, unknown, string>, code: ErrorCode): unknown {
-    return this.#worker.refusalOf(job) === undefined ? this.#kind.deadLetterData?.(job.data, code) : job.data;
-  }
-
-  /**
-   * Back to the waiting jobs, with no attempt used. Not by way of the delayed ones: their time is a wall clock's, and
-   * an hour's step of that would keep the job away for an hour.
+   * Back to the waiting jobs, with no attempt used, at their head: whoever is free takes it at once. Right where the others
+   * would fare no better; for a job's own trouble see `#putOff`. Not by way of the delayed ones: their time is a wall
+   * clock's, and an hour's step of that would keep all jobs away for an hour.
    */
   async #release(job: Job<unknown, unknown, string>, token: string, signal: AbortSignal): Promise<Error> {
     await this.#options.clock.sleep(RELEASE_PAUSE_MS, AbortSignal.any([signal, this.#stopping.signal]));
@@ -345,6 +359,28 @@ class JobConsumer implements Consumer {
       this.#report(thrown, "release");
     }
     return released();
+  }
+
+  /**
+   * Away for a while, with no attempt used, and then behind all that wait: a job that can't go on must not stand in the
+   * way of those that can. It takes up no place meanwhile. The count lies in Redis, so that all workers go on counting.
+   */
+  async #putOff(job: Job<unknown, unknown, string>, token: string): Promise<Error> {
+    const times = countOf(job, "put_off");
+    const pauseMs = pauseAfter(times, PUT_OFF);
+    try {
+      await this.#countPutOff(job, times + 1);
+      // Dies here: counted, and still ours until the stalled check gives it back.
+      await job.moveToDelayed(Date.now() + pauseMs, token);
+    } catch (thrown) {
+      // As in #release. A lock that was lost is another worker's by now, and so is the job.
+      this.#report(thrown, "put off");
+    }
+    return released();
+  }
+
+  async #countPutOff(job: Job<unknown, unknown, string>, times: number): Promise<void> {
+    await job.updateProgress({ put_off: times }).catch(throwRedisError);
   }
 
   #listen(): void {

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Job, type Processor, Worker, type WorkerOptions } from "bullmq";
 import { LucidError } from "../../core/errors.ts";
-import { leadingFields, refusalOfText, type TextLimits } from "../../pipeline/job-text.ts";
+import { leadingFields, plainFields, refusalOfText, type TextLimits } from "../../pipeline/job-text.ts";
 import { isVerdict } from "./verdicts.ts";
 
 /** Pause after Redis refused to hand out a job (out of memory, for one): without it BullMQ asks again at once. */
@@ -97,7 +97,8 @@ export class RetryingWorker extends Worker<unknown, unknown, string> {
    */
   #readJob(raw: RawJob, jobId: string): Job<unknown, unknown, string> {
     const refusal = refusalOfText(raw.data, this.#textLimits);
-    if (refusal !== undefined) return this.#withoutData(raw, jobId, refusal, leadingFields(raw.data));
+    if (refusal !== undefined)
+      return this.#withoutData(raw, jobId, refusal, plainFields(leadingFields(raw.data)));
     try {
       return super.createJob(raw, jobId);
     } catch {
