@@ -49,6 +49,9 @@ const CONNECT_PAUSE_MAX_MS = 2_000;
 const KEY_RING_CHECK_INTERVAL_MS = 10_000;
 /** Sweeps of replicas that started together must not stay together. */
 const SWEEP_JITTER = 0.2;
+/** What a sweep has found is told as it is for this many pauses between sweeps, and for a minute at least. */
+const BACKLOG_FRESH_SWEEPS = 3;
+const BACKLOG_FRESH_MS_MIN = 60_000;
 /** How far garbage may take a heap beyond what was alive in it at the last collection (decision 12). */
 const HEAP_GROWTH_PERCENT = 75;
 /** After the deadline of the jobs, for connections to close; then the process ends as it is. */
@@ -76,10 +79,9 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
     // Before the servers are waited for: whoever watches /health must not take the patience for a hang, and kill it.
     const probes = startProbes(metrics);
     sidecar = await openSidecar(config, probes.sources, metrics, log);
-    const waiting = { clock, log, stop: stop.signal };
+    const waiting = { clock, log, metrics, stop: stop.signal };
     const mongo = await patiently("mongodb", () => openMongo(config, log), waiting);
-    const fits =
-      mongo !== undefined && (await untilKeyRingFits(mongo, { config, keyRing, probes, metrics }, waiting));
+    const fits = mongo !== undefined && (await untilKeyRingFits(mongo, { config, keyRing, probes }, waiting));
     const redis = await patiently("redis", () => checkRedis(config.redis.url.reveal()), waiting);
     if (mongo === undefined || !fits || redis === undefined) {
       await mongo?.close();
@@ -148,7 +150,7 @@ function startService(parts: Parts): Service {
       threads,
       clock,
       random: systemRandomBytes,
-      observer: createObserver(log, metrics),
+      observer: createObserver(log, metrics, { clock, backlogFreshMs: backlogFreshMs(config) }),
     },
     {
       keyRing: parts.keyRing,
@@ -346,6 +348,7 @@ async function openMongo(config: Config, log: Log): Promise<MongoConnection> {
 interface Waiting {
   readonly clock: Clock;
   readonly log: Log;
+  readonly metrics: Metrics;
   readonly stop: AbortSignal;
 }
 
@@ -353,15 +356,18 @@ interface Waiting {
 async function patiently<Connected>(
   what: "mongodb" | "redis",
   connect: () => Promise<Connected>,
-  { clock, log, stop }: Waiting,
+  { clock, log, metrics, stop }: Waiting,
 ): Promise<Connected | undefined> {
   const startedMs = clock.monotonicMs();
   let pauseMs = CONNECT_PAUSE_FIRST_MS;
   for (let attempt = 1; !stop.aborted; attempt++) {
     try {
-      return await connect();
+      const connected = await connect();
+      metrics.set("dependency_up", { dependency: what }, 1);
+      return connected;
     } catch (err) {
       if (!["STORE_UNAVAILABLE", "QUEUE_UNAVAILABLE"].includes(errorCodeOf(err))) throw err;
+      metrics.set("dependency_up", { dependency: what }, 0);
       const duration_ms = Math.round(clock.monotonicMs() - startedMs);
       log.event("waiting_for", { what, attempt, duration_ms, err });
     }
@@ -377,10 +383,10 @@ async function patiently<Connected>(
  */
 async function untilKeyRingFits(
   mongo: MongoConnection,
-  { config, keyRing, probes, metrics }: Pick<Parts, "config" | "keyRing" | "probes" | "metrics">,
+  { config, keyRing, probes }: Pick<Parts, "config" | "keyRing" | "probes">,
   waiting: Waiting,
 ): Promise<boolean> {
-  const { clock, log, stop } = waiting;
+  const { clock, log, metrics, stop } = waiting;
   const ports = {
     serviceState: new MongoServiceStateStore(mongo, config.queues.prefix),
     sessions: new MongoSessionStore(mongo),
@@ -405,6 +411,10 @@ async function untilKeyRingFits(
     await clock.sleep(KEY_RING_CHECK_INTERVAL_MS, stop);
   }
   return false;
+}
+
+function backlogFreshMs({ sweep }: Config): number {
+  return Math.max(BACKLOG_FRESH_SWEEPS * sweep.intervalMs, BACKLOG_FRESH_MS_MIN);
 }
 
 async function sweepForever(

@@ -41,7 +41,9 @@ describe("a worker that starts before its servers", () => {
     const ready = await worker.get("/ready", httpPort);
     expect(ready.status).toBe(503);
     expect(ready.body).toContain("starting");
-    expect((await worker.get("/metrics", httpPort)).body).toContain("lucid_ready 0");
+    const { body: metrics } = await worker.get("/metrics", httpPort);
+    expect(metrics).toContain("lucid_ready 0");
+    expect(metrics).toContain('lucid_dependency_up{dependency="mongodb"} 0');
 
     // MongoDB first: then it is Redis that it waits for.
     await OwnServer.mongodb(mongoPort);
