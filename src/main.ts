@@ -45,6 +45,9 @@ import { createObserver } from "./adapters/telemetry/pipeline-observer.ts";
 const CONTROL_CONCURRENCY = 4;
 const CONNECT_PAUSE_FIRST_MS = 200;
 const CONNECT_PAUSE_MAX_MS = 2_000;
+/** The clients connect by themselves, again and again; this is how often that is said. */
+const REDIS_CONNECT_MS_MAX = 2_000;
+const CONNECTED_POLL_MS = 10;
 /** How often a process with a wrong key says so, and looks whether the key is still wrong. */
 const KEY_RING_CHECK_INTERVAL_MS = 10_000;
 /** Sweeps of replicas that started together must not stay together. */
@@ -58,7 +61,7 @@ const HEAP_GROWTH_PERCENT = 75;
 const CLOSE_GRACE_MS = 4_000;
 
 /**
- * The service from start to end: validate → sidecar → connect → indexes → key → threads → queues → ready, and back in order on
+ * The service from start to end: validate → sidecar → MongoDB → indexes → key → Redis → threads → queues → sweeps → ready, and back in order on
  * SIGTERM or SIGINT. Resolves with the exit code.
  */
 export async function runService(loaded: LoadedConfig): Promise<number> {
@@ -88,8 +91,9 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
       return 0;
     }
     const { port } = sidecar;
-    const service = startService({ config, keyRing, signingKey, mongo, log, metrics, clock, probes, port });
+    const service = createService({ config, keyRing, signingKey, mongo, log, metrics, clock, probes, port });
     reload.use((jobs) => service.setConcurrency(jobs));
+    await service.start(waiting);
     await service.stop(await stop.requested);
     return 0;
   } finally {
@@ -116,12 +120,14 @@ interface Parts {
 }
 
 interface Service {
+  /** Resolves when it is ready, or when the process is told to stop before that. */
+  start(waiting: Waiting): Promise<void>;
   setConcurrency(jobs: number): void;
   /** Never rejects; bounded by the shutdown deadline and CLOSE_GRACE_MS. */
   stop(reason: string): Promise<void>;
 }
 
-function startService(parts: Parts): Service {
+function createService(parts: Parts): Service {
   const { config, mongo, log, metrics, clock, probes, port } = parts;
   const startedMs = clock.monotonicMs();
   /** Fires when whatever still waits for a server must give up. */
@@ -183,13 +189,20 @@ function startService(parts: Parts): Service {
     neighbours,
   });
   probes.use(health.sources);
-  for (const consumer of Object.values(consumers)) consumer.start();
-  neighbours.start();
-  const sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
-  health.setReady(true);
-  log.event("ready", { port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
+  let sweeping: Promise<void> | undefined;
 
   return {
+    async start(waiting) {
+      // Redis has answered a moment ago, but these are connections of their own: the first job and the first sweep would
+      // take them for an outage.
+      const connect = () => untilConnected([events, redisPayloads, stats], waiting);
+      if ((await patiently("redis", connect, waiting)) === undefined) return;
+      for (const consumer of Object.values(consumers)) consumer.start();
+      neighbours.start();
+      sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
+      health.setReady(true);
+      log.event("ready", { port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
+    },
     setConcurrency: (jobs) => consumers.chunks.setConcurrency(jobs),
     async stop(reason) {
       const stoppingMs = clock.monotonicMs();
@@ -375,6 +388,21 @@ async function patiently<Connected>(
     pauseMs = Math.min(pauseMs * 2, CONNECT_PAUSE_MAX_MS);
   }
   return undefined;
+}
+
+/** `undefined` when the process is told to stop meanwhile. @throws LucidError QUEUE_UNAVAILABLE after REDIS_CONNECT_MS_MAX */
+async function untilConnected(
+  clients: readonly { readonly connected: boolean }[],
+  { clock, stop }: Waiting,
+): Promise<true | undefined> {
+  const givesUpMs = clock.monotonicMs() + REDIS_CONNECT_MS_MAX;
+  while (!clients.every(({ connected }) => connected)) {
+    if (stop.aborted) return undefined;
+    if (clock.monotonicMs() > givesUpMs)
+      throw new LucidError("QUEUE_UNAVAILABLE", "Redis answers, but not on every connection");
+    await clock.sleep(CONNECTED_POLL_MS, stop);
+  }
+  return true;
 }
 
 /**
