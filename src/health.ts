@@ -16,7 +16,7 @@ export interface HealthParts {
   readonly mongo: Pick<MongoConnection, "ping" | "commands">;
   readonly redis: { readonly commands: number };
   readonly events: { readonly commands: number };
-  readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy">;
+  readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy" | "isStarting">;
   readonly stats: QueueStatsReader;
   readonly consumers: { readonly chunks: Consumer; readonly control: Consumer };
   readonly metrics: Metrics;
@@ -103,6 +103,7 @@ export function createHealth(parts: HealthParts): Health {
         return "answers";
       }),
       boundedCheck("key_ring", true, async () => "fits the database"),
+      threadsCheck(() => answers(threads)),
       ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
     ];
   }
@@ -124,9 +125,7 @@ export function createHealth(parts: HealthParts): Health {
       health: () =>
         Promise.all([
           eventLoopCheck(),
-          boundedCheck("cpu_threads", true, () => answers(threads), {
-            failure: "a CPU thread does not answer",
-          }),
+          threadsCheck(async () => (threads.isStarting ? "start" : answers(threads))),
           pickupCheck(pickup, readQueues),
         ]),
       ready: async () => {
@@ -153,6 +152,10 @@ function manifestCheck(directory: string): Promise<Check> {
   return boundedCheck("manifest_directory", true, () => probeDirectory(directory).then(() => "writable"), {
     failure,
   });
+}
+
+function threadsCheck(probe: () => Promise<string>): Promise<Check> {
+  return boundedCheck("cpu_threads", true, probe, { failure: "a CPU thread does not answer" });
 }
 
 async function answers(threads: Pick<CpuThreads, "ping">): Promise<string> {

@@ -47,7 +47,7 @@ const CONNECT_PAUSE_FIRST_MS = 200;
 const CONNECT_PAUSE_MAX_MS = 2_000;
 /** The clients connect by themselves, again and again; this is how often that is said. */
 const REDIS_CONNECT_MS_MAX = 2_000;
-const CONNECTED_POLL_MS = 10;
+const START_POLL_MS = 10;
 /** How often a process with a wrong key says so, and looks whether the key is still wrong. */
 const KEY_RING_CHECK_INTERVAL_MS = 10_000;
 /** Sweeps of replicas that started together must not stay together. */
@@ -197,6 +197,8 @@ function createService(parts: Parts): Service {
       // take them for an outage.
       const connect = () => untilConnected([events, redisPayloads, stats], waiting);
       if ((await patiently("redis", connect, waiting)) === undefined) return;
+      // Threads that don't come up at all are for /health and /ready to show.
+      while (threads.isStarting && !waiting.stop.aborted) await clock.sleep(START_POLL_MS, waiting.stop);
       for (const consumer of Object.values(consumers)) consumer.start();
       neighbours.start();
       sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
@@ -400,7 +402,7 @@ async function untilConnected(
     if (stop.aborted) return undefined;
     if (clock.monotonicMs() > givesUpMs)
       throw new LucidError("QUEUE_UNAVAILABLE", "Redis answers, but not on every connection");
-    await clock.sleep(CONNECTED_POLL_MS, stop);
+    await clock.sleep(START_POLL_MS, stop);
   }
   return true;
 }

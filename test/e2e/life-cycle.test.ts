@@ -14,7 +14,13 @@ import {
 } from "../support/deployment.ts";
 import { OwnServer, ownFolder } from "../support/own-servers.ts";
 import { testServers } from "../support/servers.ts";
-import { bareEnvironment, runProgram, until, type WorkerProcess } from "../support/worker-process.ts";
+import {
+  bareEnvironment,
+  type HttpAnswer,
+  runProgram,
+  until,
+  type WorkerProcess,
+} from "../support/worker-process.ts";
 
 const servers = testServers();
 
@@ -93,11 +99,25 @@ describe("a worker that starts before its servers", () => {
 describe("a worker that starts beside its servers", () => {
   const WATCHED_MS = 1_000;
 
-  test("is ready when it says so, and has nothing to complain of", async () => {
+  test("is healthy all along, ready when it says so, and has nothing to complain of", async () => {
     const deployment = new Deployment({ ...servers, env: { LOG_LEVEL: "debug" } });
-    const worker = await deployment.readyWorker();
-    const { status, body } = await worker.get("/ready");
-    expect([status, body]).toEqual([200, expect.any(String)]);
+    const port = await freePort();
+    const worker = deployment.startWorker({ SESSION_PROCESSOR_PORT: String(port) });
+    const answers: (HttpAnswer & { readonly early: boolean })[] = [];
+    while (worker.linesOf("ready").length === 0) {
+      await sleep(5);
+      const early = worker.linesOf("ready").length === 0;
+      // Refused until the sidecar is there.
+      const both = await Promise.all([worker.get("/health", port), worker.get("/ready", port)]).catch(
+        () => [],
+      );
+      const [health, ready] = both;
+      if (health !== undefined) answers.push({ ...health, early });
+      if (ready?.status === 200) expect(ready.body).toContain('"name":"cpu_threads","ok":true');
+    }
+    expect(answers.filter(({ early }) => early).length).toBeGreaterThan(3);
+    expect(answers.filter(({ status }) => status !== 200)).toEqual([]);
+    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
     await sleep(WATCHED_MS);
     expect(worker.linesOf("store_unavailable")).toEqual([]);
     expect(worker.lines.filter(({ level }) => level === "error" || level === "fatal")).toEqual([]);
