@@ -14,9 +14,9 @@ const PICKUP_STALL_MS = 30_000;
 export interface HealthParts {
   readonly config: Config;
   readonly mongo: Pick<MongoConnection, "ping" | "commands">;
-  readonly redis: { readonly connected: boolean; readonly commands: number };
+  readonly redis: { readonly commands: number };
   readonly events: { readonly commands: number };
-  readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy">;
+  readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy" | "isStarting">;
   readonly stats: QueueStatsReader;
   readonly consumers: { readonly chunks: Consumer; readonly control: Consumer };
   readonly metrics: Metrics;
@@ -64,10 +64,12 @@ export function createHealth(parts: HealthParts): Health {
   const { config, mongo, redis, events, threads, stats, consumers, metrics } = parts;
   const pickup = new PickupWatch(consumers.chunks, () => performance.now());
   let ready = false;
-  metrics.set("ready", {}, 0);
+  // A server that hangs has one question of each kind to answer, however many ask.
+  const readQueues = joined(() => stats.read());
+  const checkParts = joined(() => Promise.all(partChecks()));
 
   metrics.beforeScrape(["queue_jobs", "queue_oldest_job_age_seconds"], async () => {
-    for (const queue of await stats.read()) setQueueGauges(metrics, queue);
+    for (const queue of await readQueues()) setQueueGauges(metrics, queue);
   });
   metrics.beforeScrape(["cpu_threads", "cpu_queue_jobs"], () => {
     metrics.set("cpu_threads", { state: "busy" }, threads.busy);
@@ -82,48 +84,52 @@ export function createHealth(parts: HealthParts): Health {
     metrics.count("mongodb_commands_total", {}, mongoCommands.added());
     metrics.count("redis_commands_total", {}, redisCommands.added());
   });
-  metrics.beforeScrape(["dependency_up"], async () => {
-    metrics.set("dependency_up", { dependency: "redis" }, redis.connected ? 1 : 0);
-    const isUp = await mongo.ping().then(
-      () => true,
-      () => false,
-    );
-    metrics.set("dependency_up", { dependency: "mongodb" }, isUp ? 1 : 0);
+  // All that /ready asks, each with its own limit below that of a scrape: no server that is away takes a sample with it.
+  metrics.beforeScrape(["ready", "dependency_up"], async () => {
+    const checks = await requiredChecks();
+    metrics.set("ready", {}, checks.every(({ ok }) => ok) ? 1 : 0);
+    for (const { name, ok } of checks)
+      if (isDependency(name)) metrics.set("dependency_up", { dependency: name }, ok ? 1 : 0);
   });
 
-  const requiredChecks = (): readonly Promise<Check>[] => [
-    boundedCheck("service", true, () => isServing(ready), { failure: "starting or stopping" }),
-    boundedCheck("mongodb", true, async () => {
-      await mongo.ping();
-      return "answers";
-    }),
-    boundedCheck("redis", true, async () => {
-      await stats.read();
-      return "answers";
-    }),
-    boundedCheck("key_ring", true, async () => "fits the database"),
-    ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
-  ];
+  function partChecks(): readonly Promise<Check>[] {
+    return [
+      boundedCheck("mongodb", true, async () => {
+        await mongo.ping();
+        return "answers";
+      }),
+      boundedCheck("redis", true, async () => {
+        await readQueues();
+        return "answers";
+      }),
+      boundedCheck("key_ring", true, async () => "fits the database"),
+      threadsCheck(() => answers(threads)),
+      ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
+    ];
+  }
+
+  /** Whether it serves is asked last: an answer that began before a stop must not outlive it. */
+  async function requiredChecks(): Promise<readonly Check[]> {
+    const checks = await checkParts();
+    return [
+      await boundedCheck("service", true, () => isServing(ready), { failure: "starting or stopping" }),
+      ...checks,
+    ];
+  }
 
   return {
     setReady(isReady) {
       ready = isReady;
-      metrics.set("ready", {}, isReady ? 1 : 0);
     },
     sources: {
       health: () =>
         Promise.all([
           eventLoopCheck(),
-          boundedCheck("cpu_threads", true, () => answers(threads), {
-            failure: "a CPU thread does not answer",
-          }),
-          pickupCheck(pickup, stats),
+          threadsCheck(async () => (threads.isStarting ? "start" : answers(threads))),
+          pickupCheck(pickup, readQueues),
         ]),
       ready: async () => {
-        const [required, optional] = await Promise.all([
-          Promise.all(requiredChecks()),
-          parts.neighbours.checks(),
-        ]);
+        const [required, optional] = await Promise.all([requiredChecks(), parts.neighbours.checks()]);
         return [...required, ...optional];
       },
       metrics: () => metrics.text(),
@@ -148,6 +154,10 @@ function manifestCheck(directory: string): Promise<Check> {
   });
 }
 
+function threadsCheck(probe: () => Promise<string>): Promise<Check> {
+  return boundedCheck("cpu_threads", true, probe, { failure: "a CPU thread does not answer" });
+}
+
 async function answers(threads: Pick<CpuThreads, "ping">): Promise<string> {
   if (!(await threads.ping())) throw new Error("no answer");
   return "answer";
@@ -158,18 +168,37 @@ async function isServing(ready: boolean): Promise<string> {
   return "serving";
 }
 
-/** With Redis away nobody can say whether jobs wait: that is for /ready to show, not a reason to kill the process. */
-async function pickupCheck(pickup: PickupWatch, stats: QueueStatsReader): Promise<Check> {
+/** With Redis away, or hanging, nobody can say whether jobs wait: that is for /ready to show, not a reason to kill the process. */
+async function pickupCheck(
+  pickup: PickupWatch,
+  readQueues: () => Promise<readonly QueueStats[]>,
+): Promise<Check> {
   const name = "jobs";
-  const waiting = await stats.read().then(
-    (queues) => queues.find(({ queue }) => queue === QUEUE_CHUNKS)?.depth.waiting ?? 0,
-    () => undefined,
-  );
-  if (waiting === undefined)
+  let stalledMs: number | undefined;
+  await boundedCheck(name, true, async () => {
+    const queues = await readQueues();
+    stalledMs = pickup.observe(queues.find(({ queue }) => queue === QUEUE_CHUNKS)?.depth.waiting ?? 0);
+    return "known";
+  });
+  if (stalledMs === undefined)
     return { name, ok: true, required: true, detail: "unknown: redis does not answer" };
-  const stalledMs = pickup.observe(waiting);
   const ok = stalledMs < PICKUP_STALL_MS;
   return { name, ok, required: true, detail: ok ? "picked up" : "jobs wait and none is picked up" };
+}
+
+function isDependency(name: string): name is "mongodb" | "redis" {
+  return name === "mongodb" || name === "redis";
+}
+
+/** Whoever calls while `work` is under way shares its result. */
+function joined<Result>(work: () => Promise<Result>): () => Promise<Result> {
+  let underWay: Promise<Result> | undefined;
+  return () => {
+    underWay ??= work().finally(() => {
+      underWay = undefined;
+    });
+    return underWay;
+  };
 }
 
 /** What has been added to a running total since the last look. */

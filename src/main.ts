@@ -45,17 +45,23 @@ import { createObserver } from "./adapters/telemetry/pipeline-observer.ts";
 const CONTROL_CONCURRENCY = 4;
 const CONNECT_PAUSE_FIRST_MS = 200;
 const CONNECT_PAUSE_MAX_MS = 2_000;
+/** The clients connect by themselves, again and again; this is how often that is said. */
+const REDIS_CONNECT_MS_MAX = 2_000;
+const START_POLL_MS = 10;
 /** How often a process with a wrong key says so, and looks whether the key is still wrong. */
 const KEY_RING_CHECK_INTERVAL_MS = 10_000;
 /** Sweeps of replicas that started together must not stay together. */
 const SWEEP_JITTER = 0.2;
+/** What a sweep has found is told as it is for this many pauses between sweeps, and for a minute at least. */
+const BACKLOG_FRESH_SWEEPS = 3;
+const BACKLOG_FRESH_MS_MIN = 60_000;
 /** How far garbage may take a heap beyond what was alive in it at the last collection (decision 12). */
 const HEAP_GROWTH_PERCENT = 75;
 /** After the deadline of the jobs, for connections to close; then the process ends as it is. */
 const CLOSE_GRACE_MS = 4_000;
 
 /**
- * The service from start to end: validate → sidecar → connect → indexes → key → threads → queues → ready, and back in order on
+ * The service from start to end: validate → sidecar → MongoDB → indexes → key → Redis → threads → queues → sweeps → ready, and back in order on
  * SIGTERM or SIGINT. Resolves with the exit code.
  */
 export async function runService(loaded: LoadedConfig): Promise<number> {
@@ -76,18 +82,18 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
     // Before the servers are waited for: whoever watches /health must not take the patience for a hang, and kill it.
     const probes = startProbes(metrics);
     sidecar = await openSidecar(config, probes.sources, metrics, log);
-    const waiting = { clock, log, stop: stop.signal };
+    const waiting = { clock, log, metrics, stop: stop.signal };
     const mongo = await patiently("mongodb", () => openMongo(config, log), waiting);
-    const fits =
-      mongo !== undefined && (await untilKeyRingFits(mongo, { config, keyRing, probes, metrics }, waiting));
+    const fits = mongo !== undefined && (await untilKeyRingFits(mongo, { config, keyRing, probes }, waiting));
     const redis = await patiently("redis", () => checkRedis(config.redis.url.reveal()), waiting);
     if (mongo === undefined || !fits || redis === undefined) {
       await mongo?.close();
       return 0;
     }
     const { port } = sidecar;
-    const service = startService({ config, keyRing, signingKey, mongo, log, metrics, clock, probes, port });
+    const service = createService({ config, keyRing, signingKey, mongo, log, metrics, clock, probes, port });
     reload.use((jobs) => service.setConcurrency(jobs));
+    await service.start(waiting);
     await service.stop(await stop.requested);
     return 0;
   } finally {
@@ -114,12 +120,14 @@ interface Parts {
 }
 
 interface Service {
+  /** Resolves when it is ready, or when the process is told to stop before that. */
+  start(waiting: Waiting): Promise<void>;
   setConcurrency(jobs: number): void;
   /** Never rejects; bounded by the shutdown deadline and CLOSE_GRACE_MS. */
   stop(reason: string): Promise<void>;
 }
 
-function startService(parts: Parts): Service {
+function createService(parts: Parts): Service {
   const { config, mongo, log, metrics, clock, probes, port } = parts;
   const startedMs = clock.monotonicMs();
   /** Fires when whatever still waits for a server must give up. */
@@ -148,7 +156,7 @@ function startService(parts: Parts): Service {
       threads,
       clock,
       random: systemRandomBytes,
-      observer: createObserver(log, metrics),
+      observer: createObserver(log, metrics, { clock, backlogFreshMs: backlogFreshMs(config) }),
     },
     {
       keyRing: parts.keyRing,
@@ -181,13 +189,22 @@ function startService(parts: Parts): Service {
     neighbours,
   });
   probes.use(health.sources);
-  for (const consumer of Object.values(consumers)) consumer.start();
-  neighbours.start();
-  const sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
-  health.setReady(true);
-  log.event("ready", { port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
+  let sweeping: Promise<void> | undefined;
 
   return {
+    async start(waiting) {
+      // Redis has answered a moment ago, but these are connections of their own: the first job and the first sweep would
+      // take them for an outage.
+      const connect = () => untilConnected([events, redisPayloads, stats], waiting);
+      if ((await patiently("redis", connect, waiting)) === undefined) return;
+      // Threads that don't come up at all are for /health and /ready to show.
+      while (threads.isStarting && !waiting.stop.aborted) await clock.sleep(START_POLL_MS, waiting.stop);
+      for (const consumer of Object.values(consumers)) consumer.start();
+      neighbours.start();
+      sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
+      health.setReady(true);
+      log.event("ready", { port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
+    },
     setConcurrency: (jobs) => consumers.chunks.setConcurrency(jobs),
     async stop(reason) {
       const stoppingMs = clock.monotonicMs();
@@ -346,6 +363,7 @@ async function openMongo(config: Config, log: Log): Promise<MongoConnection> {
 interface Waiting {
   readonly clock: Clock;
   readonly log: Log;
+  readonly metrics: Metrics;
   readonly stop: AbortSignal;
 }
 
@@ -353,15 +371,18 @@ interface Waiting {
 async function patiently<Connected>(
   what: "mongodb" | "redis",
   connect: () => Promise<Connected>,
-  { clock, log, stop }: Waiting,
+  { clock, log, metrics, stop }: Waiting,
 ): Promise<Connected | undefined> {
   const startedMs = clock.monotonicMs();
   let pauseMs = CONNECT_PAUSE_FIRST_MS;
   for (let attempt = 1; !stop.aborted; attempt++) {
     try {
-      return await connect();
+      const connected = await connect();
+      metrics.set("dependency_up", { dependency: what }, 1);
+      return connected;
     } catch (err) {
       if (!["STORE_UNAVAILABLE", "QUEUE_UNAVAILABLE"].includes(errorCodeOf(err))) throw err;
+      metrics.set("dependency_up", { dependency: what }, 0);
       const duration_ms = Math.round(clock.monotonicMs() - startedMs);
       log.event("waiting_for", { what, attempt, duration_ms, err });
     }
@@ -371,16 +392,31 @@ async function patiently<Connected>(
   return undefined;
 }
 
+/** `undefined` when the process is told to stop meanwhile. @throws LucidError QUEUE_UNAVAILABLE after REDIS_CONNECT_MS_MAX */
+async function untilConnected(
+  clients: readonly { readonly connected: boolean }[],
+  { clock, stop }: Waiting,
+): Promise<true | undefined> {
+  const givesUpMs = clock.monotonicMs() + REDIS_CONNECT_MS_MAX;
+  while (!clients.every(({ connected }) => connected)) {
+    if (stop.aborted) return undefined;
+    if (clock.monotonicMs() > givesUpMs)
+      throw new LucidError("QUEUE_UNAVAILABLE", "Redis answers, but not on every connection");
+    await clock.sleep(START_POLL_MS, stop);
+  }
+  return true;
+}
+
 /**
  * A process with another key than its database's would make dead letters of every job that the others could do: it takes none, and
  * says so until somebody ends it, or it is the database that is put right. False when the process is told to stop meanwhile.
  */
 async function untilKeyRingFits(
   mongo: MongoConnection,
-  { config, keyRing, probes, metrics }: Pick<Parts, "config" | "keyRing" | "probes" | "metrics">,
+  { config, keyRing, probes }: Pick<Parts, "config" | "keyRing" | "probes">,
   waiting: Waiting,
 ): Promise<boolean> {
-  const { clock, log, stop } = waiting;
+  const { clock, log, metrics, stop } = waiting;
   const ports = {
     serviceState: new MongoServiceStateStore(mongo, config.queues.prefix),
     sessions: new MongoSessionStore(mongo),
@@ -409,6 +445,10 @@ async function untilKeyRingFits(
     await clock.sleep(KEY_RING_CHECK_INTERVAL_MS, stop);
   }
   return false;
+}
+
+function backlogFreshMs({ sweep }: Config): number {
+  return Math.max(BACKLOG_FRESH_SWEEPS * sweep.intervalMs, BACKLOG_FRESH_MS_MIN);
 }
 
 async function sweepForever(

@@ -211,7 +211,7 @@ export const METRICS = {
   },
   unanchored_oldest_age_seconds: {
     kind: "gauge",
-    help: "For how long this process has seen the oldest of them wait.",
+    help: "For how long this process has seen the oldest of them wait; it goes on while no sweep ends.",
     labels: {},
   },
   events_relayed_total: {
@@ -228,7 +228,11 @@ export const METRICS = {
     help: "Events that are pending for longer than they should, at the last sweep.",
     labels: {},
   },
-  outbox_oldest_event_age_seconds: { kind: "gauge", help: "Age of the oldest of them.", labels: {} },
+  outbox_oldest_event_age_seconds: {
+    kind: "gauge",
+    help: "Age of the oldest of them; it goes on while no sweep ends.",
+    labels: {},
+  },
   sweeps_total: {
     kind: "counter",
     help: "Sweeps by kind and outcome.",
@@ -259,7 +263,11 @@ export const METRICS = {
     labels: {},
   },
   // The process.
-  ready: { kind: "gauge", help: "1 while the process is ready.", labels: {} },
+  ready: {
+    kind: "gauge",
+    help: "1 while the process is ready: what /ready answers, at the time of the scrape.",
+    labels: {},
+  },
   key_ring_mismatch: {
     kind: "gauge",
     help: "1 while the process waits because ENCRYPTION_KEY is not the key of its database.",
@@ -267,7 +275,7 @@ export const METRICS = {
   },
   dependency_up: {
     kind: "gauge",
-    help: "1 while a dependency answers.",
+    help: "1 while a dependency answers, as /ready sees it.",
     labels: { dependency: ["mongodb", "redis"] },
   },
   dependency_waits_total: {
@@ -320,9 +328,11 @@ export interface Metrics {
   /** Adds one sample to a histogram. */
   observe<Name extends OfKind<"histogram">>(name: Name, labels: LabelsOf<Name>, value: number): void;
   set<Name extends OfKind<"gauge">>(name: Name, labels: LabelsOf<Name>, value: number): void;
+  /** Until it is set again: no value is better than an old one. */
+  leaveOut(name: OfKind<"gauge">): void;
   /**
    * Calls `collect` before each scrape, for values that are looked up rather than counted. If it fails or takes longer
-   * than 1 s, `gauges` are left out of that scrape: no value is better than an old one.
+   * than COLLECT_TIMEOUT_MS, `gauges` are left out of that scrape.
    */
   beforeScrape(gauges: readonly OfKind<"gauge">[], collect: () => void | Promise<void>): void;
   /** The exposition in `contentType`. */
@@ -338,7 +348,8 @@ export interface MetricsOptions {
   readonly queues: readonly string[];
 }
 
-const COLLECT_TIMEOUT_MS = 1000;
+/** Longer than any check of the sidecar, so that a server that hangs is a 0 and not a gap; shorter than its answer may take. */
+const COLLECT_TIMEOUT_MS = 1750;
 
 type LabelValues = Readonly<Record<string, string>>;
 type AnyMetric = Counter | Gauge | Histogram;
@@ -371,13 +382,16 @@ export function createMetrics(options: MetricsOptions): Metrics {
     set(name, labels: LabelValues, value) {
       if (accepts(name, labels, value)) (metrics.get(name) as Gauge).set(labels, value);
     },
+    leaveOut(name) {
+      leaveOut(metrics.get(name) as Gauge, name);
+    },
     beforeScrape(gauges, collect) {
       collectors.push(async () => {
         try {
           await withTimeout(collect, COLLECT_TIMEOUT_MS);
         } catch {
           api.count("scrape_failures_total", {});
-          for (const name of gauges) leaveOut(metrics.get(name) as Gauge, name);
+          for (const name of gauges) api.leaveOut(name);
         }
       });
     },
@@ -414,7 +428,7 @@ function register(name: MetricName, registry: Registry, options: MetricsOptions)
   return counter;
 }
 
-/** Until it is set again. `reset` makes a gauge without labels 0, which is a value; `remove` wants labels where there are some. */
+/** `reset` makes a gauge without labels 0, which is a value; `remove` wants labels where there are some. */
 function leaveOut(gauge: Gauge, name: MetricName): void {
   if (Object.keys(METRICS[name].labels).length === 0) gauge.remove();
   else gauge.reset();

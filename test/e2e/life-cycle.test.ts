@@ -1,7 +1,9 @@
+import { once } from "node:events";
 import { writeFileSync } from "node:fs";
+import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { describe, expect, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
 import { freePort } from "../../deploy/local/free-port.ts";
 import {
   Deployment,
@@ -12,7 +14,13 @@ import {
 } from "../support/deployment.ts";
 import { OwnServer, ownFolder } from "../support/own-servers.ts";
 import { testServers } from "../support/servers.ts";
-import { bareEnvironment, runProgram, until } from "../support/worker-process.ts";
+import {
+  bareEnvironment,
+  type HttpAnswer,
+  runProgram,
+  until,
+  type WorkerProcess,
+} from "../support/worker-process.ts";
 
 const servers = testServers();
 
@@ -41,7 +49,9 @@ describe("a worker that starts before its servers", () => {
     const ready = await worker.get("/ready", httpPort);
     expect(ready.status).toBe(503);
     expect(ready.body).toContain("starting");
-    expect((await worker.get("/metrics", httpPort)).body).toContain("lucid_ready 0");
+    const { body: metrics } = await worker.get("/metrics", httpPort);
+    expect(metrics).toContain("lucid_ready 0");
+    expect(metrics).toContain('lucid_dependency_up{dependency="mongodb"} 0');
 
     // MongoDB first: then it is Redis that it waits for.
     await OwnServer.mongodb(mongoPort);
@@ -59,8 +69,7 @@ describe("a worker that starts before its servers", () => {
 
     await OwnServer.redis(redisPort);
     await worker.untilReady();
-    // Its own connections to Redis follow within moments.
-    await until("/ready says so", async () => (await worker.get("/ready")).status === 200, 5_000);
+    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
     const session = { id: "sess-early", sizes: [10, 5_000] };
     const heard = deployment.listen();
     const producer = deployment.producer();
@@ -86,6 +95,102 @@ describe("a worker that starts before its servers", () => {
     expect(afterSignalMs).toBeLessThan(6_000);
   });
 });
+
+describe("a worker that starts beside its servers", () => {
+  const WATCHED_MS = 1_000;
+
+  test("is healthy all along, ready when it says so, and has nothing to complain of", async () => {
+    const deployment = new Deployment({ ...servers, env: { LOG_LEVEL: "debug" } });
+    const port = await freePort();
+    const worker = deployment.startWorker({ SESSION_PROCESSOR_PORT: String(port) });
+    const answers: (HttpAnswer & { readonly early: boolean })[] = [];
+    while (worker.linesOf("ready").length === 0) {
+      await sleep(5);
+      const early = worker.linesOf("ready").length === 0;
+      // Refused until the sidecar is there.
+      const both = await Promise.all([worker.get("/health", port), worker.get("/ready", port)]).catch(
+        () => [],
+      );
+      const [health, ready] = both;
+      if (health !== undefined) answers.push({ ...health, early });
+      if (ready?.status === 200) expect(ready.body).toContain('"name":"cpu_threads","ok":true');
+    }
+    expect(answers.filter(({ early }) => early).length).toBeGreaterThan(3);
+    expect(answers.filter(({ status }) => status !== 200)).toEqual([]);
+    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
+    await sleep(WATCHED_MS);
+    expect(worker.linesOf("store_unavailable")).toEqual([]);
+    expect(worker.lines.filter(({ level }) => level === "error" || level === "fatal")).toEqual([]);
+    expect(await worker.terminate()).toMatchObject({ code: 0 });
+  });
+
+  test("is not ready before Redis takes all of its connections, and can be told to stop meanwhile", async () => {
+    const door = await Door.to(Number(new URL(servers.redisUrl).port));
+    const deployment = new Deployment({ ...servers, redisUrl: `redis://127.0.0.1:${door.port}` });
+    const start = async (): Promise<WorkerProcess> => {
+      door.letIn(1);
+      const worker = deployment.startWorker({ SESSION_PROCESSOR_PORT: String(await freePort()) });
+      await worker.untilLine("waiting_for", 20_000);
+      expect(worker.linesOf("waiting_for").at(-1)).toMatchObject({ what: "redis" });
+      return worker;
+    };
+
+    const { code, afterSignalMs } = await (await start()).terminate();
+    expect(code).toBe(0);
+    expect(afterSignalMs).toBeLessThan(6_000);
+
+    const worker = await start();
+    expect(worker.linesOf("ready")).toEqual([]);
+    door.letIn(Number.POSITIVE_INFINITY);
+    await worker.untilReady();
+    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
+    // Of the connections that were cut, and not of a sweep that came too early.
+    const stages = worker.linesOf("store_unavailable").map(({ stage }) => stage);
+    expect(stages).not.toContain("events.marker");
+  });
+});
+
+/** Stands before a server and lets so many connections in as it is told; the rest is cut. */
+class Door {
+  readonly #server: Server;
+  #left = 0;
+
+  private constructor(port: number) {
+    const open = new Set<Socket>();
+    this.#server = createServer((inside) => {
+      if (this.#left <= 0) return void inside.destroy();
+      this.#left -= 1;
+      const outside = connect(port, "127.0.0.1");
+      for (const [from, to] of [
+        [inside, outside],
+        [outside, inside],
+      ] as const) {
+        open.add(from);
+        from.on("error", () => undefined).on("close", () => to.destroy());
+        from.pipe(to);
+      }
+    });
+    onTestFinished(() => {
+      for (const socket of open) socket.destroy();
+      this.#server.close();
+    });
+  }
+
+  static async to(port: number): Promise<Door> {
+    const door = new Door(port);
+    door.#server.listen(0, "127.0.0.1");
+    await once(door.#server, "listening");
+    return door;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  letIn(connections: number): void {
+    this.#left = connections;
+  }
+}
 
 describe("a worker that may not start", () => {
   const start = (env: NodeJS.ProcessEnv) =>

@@ -303,6 +303,25 @@ describe("threads that misbehave", () => {
   });
 });
 
+describe("isStarting", () => {
+  it("is true until a thread is up, which no replacement brings back", async () => {
+    const threads = cpuThreads({ workerUrl: POISON_URL });
+    expect(threads.isStarting).toBe(true);
+    await until(() => readyCount() === 2);
+    expect(threads.isStarting).toBe(false);
+    const both = [poison(threads, "exit"), poison(threads, "exit")];
+    await Promise.allSettled(both);
+    expect(threads.isStarting).toBe(false);
+  });
+
+  it("ends with the threads that can't come up", async () => {
+    const threads = cpuThreads({ workerUrl: STILLBORN_URL });
+    expect(threads.isStarting).toBe(true);
+    await until(() => threads.replaced >= 2);
+    expect(threads.isStarting).toBe(false);
+  });
+});
+
 describe("ping", () => {
   it("is false before a thread is ready, and true when it idles or works", async () => {
     const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });

@@ -3,13 +3,24 @@ import { toHex } from "../../core/bytes.ts";
 import type { Observer, PipelineEvent } from "../../pipeline/ports.ts";
 import type { Log } from "../../telemetry/log.ts";
 import type { Metrics } from "../../telemetry/metrics.ts";
+import { type BacklogGaugeOptions, createBacklogGauges } from "./backlog-gauges.ts";
 
 type Handlers = {
   readonly [Kind in PipelineEvent["kind"]]: (event: Extract<PipelineEvent, { readonly kind: Kind }>) => void;
 };
 
 /** Turns what the pipeline reports into log lines and metrics; one entry per kind, so that none is forgotten. */
-export function createObserver(log: Log, metrics: Metrics): Observer {
+export function createObserver(log: Log, metrics: Metrics, options: BacklogGaugeOptions): Observer {
+  const outbox = createBacklogGauges(
+    metrics,
+    { count: "outbox_pending_events", age: "outbox_oldest_event_age_seconds" },
+    options,
+  );
+  const unanchored = createBacklogGauges(
+    metrics,
+    { count: "unanchored_sessions", age: "unanchored_oldest_age_seconds" },
+    options,
+  );
   const handlers: Handlers = {
     stage: ({ stage, seconds }) => metrics.observe("stage_seconds", { stage }, seconds),
     "chunk-committed": ({ chunk, seconds }) => {
@@ -84,10 +95,7 @@ export function createObserver(log: Log, metrics: Metrics): Observer {
       metrics.count("anchor_delays_total", { code });
       log.event("anchor_delayed", { session_id: sessionId, err: new LucidError(code, "it is tried again") });
     },
-    unanchored: ({ sessions, oldestSeconds }) => {
-      metrics.set("unanchored_sessions", {}, sessions);
-      metrics.set("unanchored_oldest_age_seconds", {}, oldestSeconds);
-    },
+    unanchored: ({ sessions, oldestSeconds }) => unanchored(sessions, oldestSeconds),
     "redis-lost-data": ({ reopened }) => {
       metrics.count("redis_data_losses_total", {});
       log.event("redis_lost_data", { count: reopened });
@@ -101,10 +109,7 @@ export function createObserver(log: Log, metrics: Metrics): Observer {
       log.event("relay_failed", {
         err: new LucidError(code, "an event stays pending; the sweeper announces it again"),
       }),
-    outbox: ({ pending, oldestSeconds }) => {
-      metrics.set("outbox_pending_events", {}, pending);
-      metrics.set("outbox_oldest_event_age_seconds", {}, oldestSeconds);
-    },
+    outbox: ({ pending, oldestSeconds }) => outbox(pending, oldestSeconds),
     "events-swept": ({ count }) => log.event("sweep_events", { count }),
     "blobs-swept": ({ removed }) => {
       metrics.count("orphan_blobs_removed_total", {}, removed);

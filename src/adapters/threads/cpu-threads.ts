@@ -111,6 +111,15 @@ export class CpuThreads {
     return this.#slots.filter((slot) => slot.job !== undefined).length;
   }
 
+  /**
+   * None is up yet, and one of them may still come up for the first time. Ends by itself: a thread that isn't up within START_MS_MAX
+   * (cpu-thread.ts) is replaced, and its successor isn't the first.
+   */
+  get isStarting(): boolean {
+    if (this.#closing !== undefined || this.#slots.some((slot) => slot.ready)) return false;
+    return this.#slots.some((slot) => slot.deaths === 0);
+  }
+
   /** Threads replaced since the start. */
   get replaced(): number {
     return this.#replaced;
