@@ -13,7 +13,7 @@ import { parseSession } from "./arguments.ts";
 import { EXIT_USAGE, exitCodeOf, newCommand, perform } from "./command.ts";
 import { manifestFolder } from "./files.ts";
 import { openStores } from "./open-stores.ts";
-import { type Output, type Progress, printFailure } from "./output.ts";
+import { counted, type Output, type Progress, printFailure } from "./output.ts";
 import { type KeyFlags, pinnedKeys, withKeyOptions } from "./pinned-keys.ts";
 
 /**
@@ -198,10 +198,6 @@ function reportText(report: FsckReport, session: string | undefined): string {
   const more = omitted === 0 ? "" : `, and ${omitted} more that are not listed`;
   const summary = worst === "clean" ? `clean: ${checked}` : `${counts.join(", ")}${more}; checked ${checked}`;
   return [...findings.flatMap(findingText), summary].join("\n");
-}
-
-function counted(count: number, noun: string): string {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 function findingText({
