@@ -2,6 +2,7 @@ import { MongoBlobStore } from "../adapters/mongo/blob-store.ts";
 import { MongoChunkStore } from "../adapters/mongo/chunk-store.ts";
 import { connectMongo } from "../adapters/mongo/connection.ts";
 import { MongoManifestStore } from "../adapters/mongo/manifest-store.ts";
+import { MongoServiceStateStore } from "../adapters/mongo/service-state-store.ts";
 import { MongoSessionStore } from "../adapters/mongo/session-store.ts";
 import { MongoTileStore } from "../adapters/mongo/tile-store.ts";
 import { errorCodeOf, LucidError } from "../core/errors.ts";
@@ -13,6 +14,8 @@ export interface OpenStores {
   readonly blobs: MongoBlobStore;
   readonly tiles: MongoTileStore;
   readonly manifests: MongoManifestStore;
+  /** For what belongs to the database; no command reads what belongs to an installation's queues. */
+  readonly serviceState: MongoServiceStateStore;
   close(): Promise<void>;
 }
 
@@ -31,6 +34,7 @@ export async function openStores(mongodbUrl: string): Promise<OpenStores> {
     blobs: new MongoBlobStore(mongo),
     tiles: new MongoTileStore(mongo),
     manifests: new MongoManifestStore(mongo),
+    serviceState: new MongoServiceStateStore(mongo, ""),
     close: () => mongo.close(),
   };
 }

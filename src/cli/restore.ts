@@ -12,6 +12,7 @@ import { newCommand, perform } from "./command.ts";
 import { refuseTaken, writeOutputFile } from "./files.ts";
 import { type OpenStores, openStores } from "./open-stores.ts";
 import { counted, formatBytes, untilAborted } from "./output.ts";
+import { requireKeyOf } from "./require-key.ts";
 import { rangeText } from "./session-report.ts";
 
 /** Later chunks that a look for what is missing takes in. */
@@ -59,10 +60,11 @@ export function restoreCommand(): Command {
             if (flags.partial !== true) throw refusedAsPartial(record, shortage);
             output.say(`warning: ${shortageText(record, shortage)}`);
           }
+          const keyRing = await requireKeyOf(stores, keyRingOf(config));
           const bar = output.progress("restore", range.to - range.from, "chunks");
           let bytes = 0;
           const payloads = async function* (): AsyncGenerator<Uint8Array> {
-            const ports = { ...stores, threads, keyRing: keyRingOf(config) };
+            const ports = { ...stores, threads, keyRing };
             const restored = restoreChunks(ports, record, range, signal);
             for await (const { chunk, payload } of untilAborted(restored, signal)) {
               yield payload;
