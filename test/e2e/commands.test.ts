@@ -236,5 +236,15 @@ describe("the commands", () => {
     });
     expect(result.stdout).not.toContain(deployment.encryptionKey);
     expect(result.stdout).not.toContain("token0marker");
+    expect(JSON.parse(result.stdout)).toMatchObject({ run_would_refuse: null });
+
+    const { PATH } = process.env;
+    const bare = await runProgram(["config"], { env: { PATH }, cwd: deployment.folder });
+    expect(bare).toMatchObject({ code: 0, stderr: "" });
+    expect(bare.stdout).toMatch(/^MONGODB_URL +\(required, not set\)$/m);
+    const run = await runProgram(["run"], { env: { PATH }, cwd: deployment.folder });
+    const reason =
+      /the configuration has [\s\S]*(?= \[CONFIG_INVALID\])/.exec(run.stderr)?.[0] ?? "no reason";
+    expect(bare.stdout.endsWith(`run would refuse: ${reason}\n`)).toBe(true);
   });
 });
