@@ -60,7 +60,8 @@ async function proveToPython(
 ): Promise<string> {
   const { trial, output, signal } = audit;
   const proof = join(dirname(trial.manifestDirectory), `proof-${index}.json`);
-  const prove = ["proof", session, String(index), "-o", proof];
+  // So that it can be repeated as it is printed: by then the file is there.
+  const prove = ["proof", session, String(index), "-o", proof, "--force"];
   await runProgram(prove, audit);
   tell(audit, programLine(prove), "written");
   let verifier: PythonVerifier;

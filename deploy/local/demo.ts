@@ -8,7 +8,7 @@ import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { CpuThreads } from "../../src/adapters/threads/cpu-threads.ts";
 import { unreadable } from "../../src/cli/files.ts";
 import { type OpenStores, openStores } from "../../src/cli/open-stores.ts";
-import type { Output } from "../../src/cli/output.ts";
+import { formatBytes, type Output } from "../../src/cli/output.ts";
 import { openInput, splitStream } from "../../src/cli/split-file.ts";
 import { toHex } from "../../src/core/bytes.ts";
 import { blake3 } from "../../src/core/digest.ts";
@@ -34,6 +34,8 @@ const SILENCE_MAX_MS = 120_000;
 const EVENT_CONCURRENCY = 16;
 
 export interface DemoReport extends AuditReport {
+  /** Absolute path of what was processed. */
+  readonly file: string;
   readonly chunks: number;
   readonly bytes: number;
   readonly stored_bytes: number;
@@ -60,6 +62,7 @@ export interface DemoOptions {
 export async function runDemo({ file, keep, output, signal }: DemoOptions): Promise<DemoReport> {
   const bytes = await sizeOf(file);
   const say = (line: string): void => output.say(line);
+  say(`file: ${resolve(file)}, ${formatBytes(bytes)}`);
   const servers = await startLocalServers({ say, keepData: keep, signal });
   const trial = await trialOn(servers, "demo");
   try {
@@ -108,6 +111,7 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
     const restoredIdentical = await isRestoredIdentical(run, stores, record);
     const audit = await verifyAsAuditor(session, chunks, { trial, output, signal });
     return {
+      file: run.file,
       chunks,
       bytes: run.bytes,
       stored_bytes: record.totals.storedBytes,
@@ -316,7 +320,7 @@ async function sayHowToLook(
     .map(([name, value]) => `export ${name}='${value}'`);
   if (!urls.includes("MONGODB_URL")) lines.push(`export MONGODB_URL="\${MONGODB_URL%/*}/${trial.database}"`);
   await writeFile(file, `${lines.join("\n")}\n`, { mode: 0o600 });
-  say(`kept: ${folder} (data of both servers, manifests, the worker's log, keys of this run)`);
+  say(`kept: ${folder} (data of both servers, manifests, worker/worker.log, keys of this run)`);
   if (urls.length < SERVER_URLS.length) {
     say(`to look at it:  npm run services -- --folder ${folder}`);
     say(`then, in another terminal, its two export lines, and:  . ${file}`);

@@ -4,7 +4,7 @@
  *
  * Standard input is a pipe whose other end only the program holds. The kernel closes it when the program ends,
  * however that happens, SIGKILL included; its end is the order to end the server and to remove its data.
- * Standard output reports `guard pid N` and `guard ended REASON`; the server's own output goes there too.
+ * Standard output reports `guard pid N` and `guard ended REASON`; the server's own output goes there too, unless it is what the log is made of.
  */
 import { spawn } from "node:child_process";
 import { existsSync, openSync, rmSync } from "node:fs";
@@ -12,7 +12,10 @@ import type { GuardOrder } from "./guarded-process.ts";
 
 const order = JSON.parse(process.argv[2] ?? "") as GuardOrder;
 const log = openSync(order.logFile, "a", 0o600);
-const server = spawn(order.program, order.args, { cwd: order.dir, stdio: ["pipe", "inherit", log] });
+const server = spawn(order.program, order.args, {
+  cwd: order.dir,
+  stdio: ["pipe", order.logsOutput === true ? log : "inherit", log],
+});
 let serverEnded = false;
 let ending = false;
 

@@ -30,6 +30,8 @@ export interface GuardOrder {
   readonly dir: string;
   /** Receives the server's standard error. */
   readonly logFile: string;
+  /** Receives its standard output too, which then tells this process nothing. */
+  readonly logsOutput?: boolean | undefined;
   readonly graceMs: number;
   /** Absent: the data is kept. */
   readonly removal?: Removal | undefined;
@@ -41,6 +43,8 @@ export interface ServerCommand {
   readonly program: string;
   readonly args: readonly string[];
   readonly dir: string;
+  /** What it prints is its log, and nothing that `valueAfter` is asked for. */
+  readonly logsOutput?: boolean | undefined;
   readonly removal?: Removal | undefined;
   readonly env: NodeJS.ProcessEnv;
 }
@@ -58,11 +62,12 @@ export class GuardedProcess {
   #stopping: Promise<void> | undefined;
 
   constructor(command: ServerCommand) {
-    const { name, program, args, dir, removal } = command;
+    const { name, program, args, dir, logsOutput, removal } = command;
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     this.#name = name;
     this.#logFile = join(dir, `${name}.log`);
-    const order: GuardOrder = { program, args, dir, logFile: this.#logFile, graceMs: GRACE_MS, removal };
+    const logFile = this.#logFile;
+    const order: GuardOrder = { program, args, dir, logFile, logsOutput, graceMs: GRACE_MS, removal };
     // Flags and hooks meant for this process (a debugger's port, a test runner's loader) are not the guard's.
     const { NODE_OPTIONS: _options, NODE_V8_COVERAGE: _coverage, ...env } = command.env;
     this.#guard = spawn(

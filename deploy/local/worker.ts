@@ -12,7 +12,7 @@ const READY_DEADLINE_MS = 60_000;
 const PROBE_DEADLINE_MS = 2_000;
 
 export interface LocalWorkerOptions {
-  /** Working directory, and where its standard error goes. */
+  /** Its working directory and its log, `worker.log`, are in a folder of this one. */
   readonly dir: string;
   /** The worker's whole environment; HTTP_BIND and SESSION_PROCESSOR_PORT are set here. */
   readonly env: NodeJS.ProcessEnv;
@@ -46,6 +46,7 @@ async function start(port: number, { dir, env, signal }: LocalWorkerOptions): Pr
     program: process.execPath,
     args: [...NODE_FLAGS, PROGRAM, "run"],
     dir: join(dir, "worker"),
+    logsOutput: true,
     env: { ...env, HTTP_BIND: "127.0.0.1", SESSION_PROCESSOR_PORT: String(port) },
   });
   const pid = await worker.untilReady(

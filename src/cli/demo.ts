@@ -28,6 +28,7 @@ export function demoCommand(): Command {
         await output.result(
           report,
           formatTable([
+            ["file", report.file],
             ["chunks", String(report.chunks)],
             ["bytes in", `${formatBytes(report.bytes)} (${report.bytes})`],
             [

@@ -12,7 +12,7 @@ import { parseCount, parseCountFromOne, parseIndex, parseSession } from "./argum
 import { newCommand, perform } from "./command.ts";
 import { foresee, type SessionForesight } from "./foreseen.ts";
 import { unreadable } from "./files.ts";
-import { formatBytes, untilAborted } from "./output.ts";
+import { counted, formatBytes, untilAborted } from "./output.ts";
 import { openInput, splitStream } from "./split-file.ts";
 
 interface EnqueueFlags {
@@ -101,7 +101,7 @@ export function enqueueCommand(): Command {
               finalized: flags.finalize ?? false,
               session_checked: foreseen.checked,
             },
-            `queued ${result.chunks} chunks, ${formatBytes(result.bytes)}; ` +
+            `queued ${counted(result.chunks, "chunk")}, ${formatBytes(result.bytes)}; ` +
               (flags.finalize
                 ? "the session will be sealed when they are done"
                 : `next: session-processor finalize ${session} --chunks ${chunkCount}`),

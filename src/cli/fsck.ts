@@ -13,8 +13,9 @@ import { parseSession } from "./arguments.ts";
 import { EXIT_USAGE, exitCodeOf, newCommand, perform } from "./command.ts";
 import { manifestFolder } from "./files.ts";
 import { openStores } from "./open-stores.ts";
-import { type Output, type Progress, printFailure } from "./output.ts";
+import { counted, type Output, type Progress, printFailure } from "./output.ts";
 import { type KeyFlags, pinnedKeys, withKeyOptions } from "./pinned-keys.ts";
+import { requireKeyOf } from "./require-key.ts";
 
 /**
  * 2 is wrong usage (session-processor.ts). As fsck(8) does, "could not look" has a number of its own: a script that finds
@@ -44,7 +45,7 @@ Exit codes:
   1  warnings: unfinished for too long, or repaired; the sweeper of a running worker mends the former
   2  wrong usage or configuration
   3  errors: something is lost, changed or contradicts itself
-  8  could not be checked: MongoDB is away, no such session, the report could not be written`;
+  8  could not be checked: MongoDB is away, another ENCRYPTION_KEY (--data), no such session, no room for the report`;
 
 interface FsckFlags extends KeyFlags {
   readonly json?: boolean;
@@ -84,14 +85,16 @@ async function check(
   const { config } = loadProcessConfig({ needs: ["mongodb"] });
   const keys = await keysToBelieve(flags, config);
   const stores = await openStores(config.mongodb.url.reveal());
-  const threads = opensBlobs(flags, config) ? cpuThreads(config) : undefined;
+  let threads: CpuThreads | undefined;
   const progress = new SessionProgress(output);
   try {
+    const keyRing = opensBlobs(flags, config) ? await requireKeyOf(stores, keyRingOf(config)) : undefined;
+    threads = keyRing === undefined ? undefined : cpuThreads(config);
     const report = await fsck(
       {
         ...stores,
         ...filesOf(config.paths.manifests),
-        opening: threads === undefined ? undefined : { threads, keyRing: keyRingOf(config) },
+        opening: threads === undefined || keyRing === undefined ? undefined : { threads, keyRing },
         clock: createSystemClock(),
       },
       optionsOf(flags, config, keys, progress, signal),
@@ -199,10 +202,6 @@ function reportText(report: FsckReport, session: string | undefined): string {
   const more = omitted === 0 ? "" : `, and ${omitted} more that are not listed`;
   const summary = worst === "clean" ? `clean: ${checked}` : `${counts.join(", ")}${more}; checked ${checked}`;
   return [...findings.flatMap(findingText), summary].join("\n");
-}
-
-function counted(count: number, noun: string): string {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 function findingText({

@@ -70,8 +70,7 @@ function adoptCommand(): Command {
         const keyRing = keyRingOf(config);
         const stores = await openStores(config.mongodb.url.reveal());
         try {
-          const serviceState = stores.serviceState(config.queues.prefix);
-          const ports = { serviceState, sessions: stores.sessions, random: systemRandomBytes };
+          const ports = { ...stores, random: systemRandomBytes };
           const { opened, unopened } = await adoptKeyRing(ports, keyRing);
           await output.result(
             { kek_version: keyRing.activeVersion, sessions_opened: opened, sessions_not_opened: unopened },

@@ -14,8 +14,8 @@ export interface OpenStores {
   readonly blobs: MongoBlobStore;
   readonly tiles: MongoTileStore;
   readonly manifests: MongoManifestStore;
-  /** `queuePrefix`: what is known of Redis is of one prefix. */
-  serviceState(queuePrefix: string): MongoServiceStateStore;
+  /** For what belongs to the database; no command reads what belongs to an installation's queues. */
+  readonly serviceState: MongoServiceStateStore;
   close(): Promise<void>;
 }
 
@@ -34,7 +34,7 @@ export async function openStores(mongodbUrl: string): Promise<OpenStores> {
     blobs: new MongoBlobStore(mongo),
     tiles: new MongoTileStore(mongo),
     manifests: new MongoManifestStore(mongo),
-    serviceState: (queuePrefix) => new MongoServiceStateStore(mongo, queuePrefix),
+    serviceState: new MongoServiceStateStore(mongo, ""),
     close: () => mongo.close(),
   };
 }

@@ -1,26 +1,40 @@
 import type { EffectiveSetting, LoadedConfig } from "../config.ts";
 
 const NOT_SET = "(not set)";
+const REQUIRED_NOT_SET = "(required, not set)";
+
+export interface RenderOptions {
+  readonly json?: boolean;
+  /** Why `run` would not start with this configuration. */
+  readonly refusal?: string | undefined;
+}
 
 /**
  * The text of `session-processor config`: every setting's effective value and where it came from, for people or
  * (`json`) as one JSON object. Secrets arrive here masked; nothing in this file could unmask them.
  */
-export function renderConfig(loaded: LoadedConfig, options: { readonly json?: boolean } = {}): string {
-  return options.json ? asJson(loaded) : asTable(loaded);
+export function renderConfig(loaded: LoadedConfig, { json = false, refusal }: RenderOptions = {}): string {
+  return json ? asJson(loaded, refusal) : asTable(loaded, refusal);
 }
 
-function asJson({ settings, warnings }: LoadedConfig): string {
+function asJson(loaded: LoadedConfig, refusal: string | undefined): string {
+  const missing = missingSettings(loaded);
   const byName: Record<string, unknown> = {};
-  for (const { name, value, source, secret, reloadable } of settings) {
-    byName[name] = { value: value ?? null, source, secret, reloadable };
+  for (const { name, value, source, secret, reloadable } of loaded.settings) {
+    byName[name] = missing.has(name)
+      ? { value: null, source: null, secret, reloadable, required: true }
+      : { value: value ?? null, source, secret, reloadable };
   }
-  return JSON.stringify({ settings: byName, warnings }, null, 2);
+  const { warnings } = loaded;
+  return JSON.stringify({ settings: byName, warnings, run_would_refuse: refusal ?? null }, null, 2);
 }
 
-function asTable({ settings, warnings }: LoadedConfig): string {
+function asTable(loaded: LoadedConfig, refusal: string | undefined): string {
+  const { settings, warnings } = loaded;
+  const missing = missingSettings(loaded);
   const rows = settings.map(
-    ({ name, value, source }): Row => [name, value ?? NOT_SET, origin(value, source)],
+    ({ name, value, source }): Row =>
+      missing.has(name) ? [name, REQUIRED_NOT_SET, ""] : [name, value ?? NOT_SET, origin(value, source)],
   );
   const header: Row = ["SETTING", "VALUE", "FROM"];
   const widths = [0, 1].map((column) =>
@@ -32,7 +46,18 @@ function asTable({ settings, warnings }: LoadedConfig): string {
       .join("  ")
       .trimEnd(),
   );
-  return [...lines, ...warnings.map((warning) => `warning: ${warning}`)].join("\n");
+  return [
+    ...lines,
+    ...warnings.map((warning) => `warning: ${warning}`),
+    ...(refusal === undefined ? [] : [`run would refuse: ${refusal}`]),
+  ].join("\n");
+}
+
+/** Only development lets these default to this machine; in production no command takes the default. */
+function missingSettings({ config, sources }: LoadedConfig): ReadonlySet<string> {
+  if (config.mode === "development") return new Set();
+  const urls = (["MONGODB_URL", "REDIS_URL"] as const).filter((name) => sources[name] === "default");
+  return new Set([...urls, ...(config.encryption.kek.kind === "none" ? ["ENCRYPTION_KEY"] : [])]);
 }
 
 type Row = readonly [name: string, value: string, source: string];

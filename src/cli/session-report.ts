@@ -128,6 +128,7 @@ function expectedText(count: number | undefined): string {
   return count === undefined ? " (not finalized)" : ` of ${count}`;
 }
 
-function rangeText([first, last]: readonly [number, number]): string {
+/** `chunk 7`, `chunks 7–9`. */
+export function rangeText([first, last]: readonly [number, number]): string {
   return first === last ? `chunk ${first}` : `chunks ${first}–${last}`;
 }

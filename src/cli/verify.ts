@@ -19,9 +19,10 @@ import {
 } from "../pipeline/verify-session.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { manifestFolder, readNamed, readUpTo } from "./files.ts";
-import { openStores } from "./open-stores.ts";
+import { type OpenStores, openStores } from "./open-stores.ts";
 import { formatBytes, formatTable, type Output } from "./output.ts";
 import { type KeyFlags, NO_KEY_PINNED, pinnedKeys, withKeyOptions } from "./pinned-keys.ts";
+import { requireKeyOf } from "./require-key.ts";
 
 /** Below this, starting threads takes longer than they save. */
 const THREADS_CHUNKS_MIN = 20_000;
@@ -103,17 +104,32 @@ function folderOfBlobs(folder: string): BlobReader {
 
 async function storedBlobs(config: Config, manifest: Uint8Array, signal: AbortSignal): Promise<BlobSource> {
   const stores = await openStores(config.mongodb.url.reveal());
+  try {
+    return await blobsOf(stores, config, manifest, signal);
+  } catch (thrown) {
+    await stores.close();
+    throw thrown;
+  }
+}
+
+async function blobsOf(
+  stores: OpenStores,
+  config: Config,
+  manifest: Uint8Array,
+  signal: AbortSignal,
+): Promise<BlobSource> {
   const read: BlobReader = ({ blobId }) => stores.blobs.read(blobId);
   const session = await stores.sessions.find(claimedSession(manifest));
   if (config.encryption.kek.kind === "none" || session === undefined) {
     return { check: hashingBlobCheck(read), depth: "hashed", close: () => stores.close() };
   }
+  const keyRing = await requireKeyOf(stores, keyRingOf(config));
   const threads = new CpuThreads({
     threads: config.kernel.threads,
     timeoutMs: config.kernel.workerTimeoutMs,
   });
   return {
-    check: openingBlobCheck(read, { threads, keyRing: keyRingOf(config), session, signal }),
+    check: openingBlobCheck(read, { threads, keyRing, session, signal }),
     depth: "opened",
     async close() {
       await threads.close();

@@ -37,16 +37,29 @@ export interface KeyRingPorts {
  */
 export async function checkKeyRing(ports: KeyRingPorts, keyRing: KeyRing): Promise<SecretsTried> {
   const { serviceState } = ports;
-  const known = await serviceState.kekChecks();
-  requireFit(known, keyRing);
-  if (known.has(keyRing.activeVersion)) return { opened: 0, unopened: 0 };
-  const tried = await trySecrets(ports, keyRing, known);
-  if (tried.opened === 0 && tried.unopened > 0) throw opensNone(tried.unopened);
+  const tried = await requireOwnKeys(ports, keyRing);
+  if (tried === undefined) return { opened: 0, unopened: 0 };
   const { activeVersion } = keyRing;
   const check = makeKekCheck(keyRing.kek(activeVersion), activeVersion, ports.random);
   await serviceState.claimKekCheck(activeVersion, check);
   // Others may have claimed meanwhile, this version or another one.
   requireFit(await serviceState.kekChecks(), keyRing);
+  return tried;
+}
+
+/**
+ * The look without the claim, for a command: with a wrong key every chunk of every session would look damaged to it. Throws
+ * KEK_MISMATCH. `undefined`: the ring's active version is known to be this database's.
+ */
+export async function requireOwnKeys(
+  ports: Pick<KeyRingPorts, "sessions"> & { readonly serviceState: Pick<ServiceStateStore, "kekChecks"> },
+  keyRing: KeyRing,
+): Promise<SecretsTried | undefined> {
+  const known = await ports.serviceState.kekChecks();
+  requireFit(known, keyRing);
+  if (known.has(keyRing.activeVersion)) return undefined;
+  const tried = await trySecrets(ports, keyRing, known);
+  if (tried.opened === 0 && tried.unopened > 0) throw opensNone(tried.unopened);
   return tried;
 }
 
@@ -89,7 +102,7 @@ function kekOf(keyRing: KeyRing, version: number): Uint8Array | undefined {
 
 /** Counts sessions that have a secret under a version that the ring holds and nothing is known of. */
 async function trySecrets(
-  { sessions }: KeyRingPorts,
+  { sessions }: Pick<KeyRingPorts, "sessions">,
   keyRing: KeyRing,
   known: ReadonlyMap<number, string>,
 ): Promise<SecretsTried> {

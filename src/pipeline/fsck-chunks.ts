@@ -68,6 +68,7 @@ export class ChunkCheck {
   readonly #options: ChunkCheckOptions;
   readonly #damaged = new Set<number>();
   readonly #keyVersions: ReadonlySet<number>;
+  readonly #alike = new Map<string, ChunksAlike>();
   #missingFrom: number | undefined;
   #read = 0;
   #originalBytes = 0;
@@ -110,6 +111,12 @@ export class ChunkCheck {
       emptyWindows = 0;
     }
     this.#endOfMissing(size);
+    for (const { finding, first, last, count } of this.#alike.values()) {
+      this.#add({
+        ...finding(count),
+        place: { what: "chunk", index: first, ...(last === first ? {} : { last }) },
+      });
+    }
     return {
       totals: { originalBytes: this.#originalBytes, storedBytes: this.#storedBytes },
       read: this.#read,
@@ -225,24 +232,34 @@ export class ChunkCheck {
   #checkFields(chunk: ChunkRecord): void {
     const fault = fieldFault(chunk, this.#session);
     if (fault !== undefined) this.#damage(chunk.index, "chunk-fields-wrong", fault);
-    if (!this.#keyVersions.has(chunk.keyVersion)) {
-      this.#add({
+    const { keyVersion } = chunk;
+    if (!this.#keyVersions.has(keyVersion)) {
+      this.#addAlike(chunk, `no key ${keyVersion}`, (count) => ({
         kind: "blob-key-missing",
-        place: { what: "chunk", index: chunk.index },
-        problem: `the session has no secret of key version ${chunk.keyVersion}: its data can't be opened`,
+        problem: `the session has no secret of key version ${keyVersion}: the data of ${these(count)} can't be opened`,
         // Shredding takes all of them away, and that is somebody's will.
         ...(this.#keyVersions.size === 0 ? { severity: "info" } : {}),
-      });
+      }));
     }
     if (chunk.eventState === "pending") {
-      const ageMs = this.#ports.clock.now().getTime() - chunk.committedAt.getTime();
-      this.#add({
+      const isYoung =
+        this.#ports.clock.now().getTime() - chunk.committedAt.getTime() < this.#options.eventPendingMs;
+      this.#addAlike(chunk, isYoung ? "young event" : "old event", (count) => ({
         kind: "chunk-event-pending",
-        place: { what: "chunk", index: chunk.index },
-        problem: "its chunk.completed is not marked as sent",
-        ...(ageMs < this.#options.eventPendingMs ? { severity: "info" } : {}),
-      });
+        problem:
+          count === 1
+            ? "its chunk.completed is not marked as sent"
+            : `the chunk.completed of ${these(count)} are not marked as sent`,
+        ...(isYoung ? { severity: "info" } : {}),
+      }));
     }
+  }
+
+  /** One cause, such as a server that was away, shows in many chunks: one finding for all of them. */
+  #addAlike({ index }: ChunkRecord, what: string, finding: ChunksAlike["finding"]): void {
+    const { first, last, count } = this.#alike.get(what) ?? { first: index, last: index, count: 0 };
+    const ends = { first: Math.min(first, index), last: Math.max(last, index) };
+    this.#alike.set(what, { finding, ...ends, count: count + 1 });
   }
 
   // ---- blobs -----------------------------------------------------------------------------------------------
@@ -322,8 +339,13 @@ export class ChunkCheck {
       const { code, message } = asLucidError(thrown);
       const place = blobPlace(chunk);
       if (OPENING_FAULTS.has(code)) return { kind: "blob-does-not-open", place, problem: message };
-      if (KEY_FAULTS.has(code)) return { kind: "blob-key-missing", place, problem: message };
-      throw thrown;
+      if (!KEY_FAULTS.has(code)) throw thrown;
+      this.#addAlike(chunk, `${code} ${chunk.keyVersion}`, (count) => ({
+        kind: "blob-key-missing",
+        problem: `the session's secret of key version ${chunk.keyVersion} doesn't unwrap: ${these(count)} can't be opened`,
+        action: KEY_ACTIONS[code === "KEK_UNKNOWN" ? code : "SECRET_UNWRAP_FAILED"],
+      }));
+      return undefined;
     }
   }
 
@@ -344,6 +366,24 @@ const OPENING_FAULTS: ReadonlySet<ErrorCode> = new Set([
   "DECODE_LENGTH_MISMATCH",
 ]);
 const KEY_FAULTS: ReadonlySet<ErrorCode> = new Set(["SECRET_UNWRAP_FAILED", "KEK_UNKNOWN"]);
+const KEY_ACTIONS = {
+  // The KEK itself was checked before anything was read.
+  SECRET_UNWRAP_FAILED:
+    "restore the session's document from a backup of `sessions`: its wrapped secret was changed",
+  KEK_UNKNOWN: "give the KEK of the version that it is wrapped with",
+} as const;
+
+/** What many chunks of a session have in common, from the first of them to the last. */
+interface ChunksAlike {
+  readonly finding: (count: number) => Omit<NewFinding, "session" | "place">;
+  readonly first: number;
+  readonly last: number;
+  readonly count: number;
+}
+
+function these(count: number): string {
+  return count === 1 ? "this chunk" : `${count} of these chunks`;
+}
 
 function blobPlace({ blobId, index }: ChunkRecord): NewFinding["place"] {
   return { what: "blob", id: blobId, index };

@@ -68,6 +68,8 @@ describe("the commands", () => {
     expect(resultOf(await run(["restore", id, "-o", output, "--json"]))).toMatchObject({
       chunks: 4,
       bytes: content.byteLength + 19,
+      partial: false,
+      missing: [],
     });
     const expected = Buffer.concat([content, Buffer.from("from standard input")]);
     expect(Buffer.compare(readFileSync(output), expected)).toBe(0);
@@ -102,6 +104,55 @@ describe("the commands", () => {
     };
     await until("status shows the code of the dead letter", failed, 30_000, 500);
     expect((await run(["status"])).stdout).toMatch(/1 failed \(FINALIZE_COUNT_CONFLICT 1\)/);
+  });
+
+  test("restore gives an unsealed session out only to who asks for a part", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], stdin: string | Uint8Array = "") =>
+      runProgram(args, { env: deployment.env, cwd: deployment.folder, stdin });
+    const id = servers.sessionId("partial");
+    resultOf(await run(["enqueue", id, "-", "--chunk-size", "4", "--json"], "aaaabbbbcccc"));
+    resultOf(
+      await run(["enqueue", id, "-", "--chunk-size", "4", "--first-index", "5", "--json"], "ffffgggg"),
+    );
+    await deployment.readyWorker();
+    const arrived = async (): Promise<boolean> => {
+      const { stdout } = await run(["status", id, "--json"]);
+      if (stdout === "") return false;
+      const { tree_size, waiting_for_gap } = JSON.parse(stdout) as Record<string, unknown>;
+      return tree_size === 3 && waiting_for_gap === 2;
+    };
+    await until("all chunks are committed", arrived, 20_000, 300);
+
+    const refused = await run(["restore", id]);
+    expect(refused).toMatchObject({ code: EXIT_USAGE, stdout: "" });
+    expect(refused.stderr).toBe(
+      `error: ${id} is not sealed: its tree has 3 chunks; missing: chunks 3–4; 2 wait behind the tree; ` +
+        "nobody has said how many there are (finalize); " +
+        "--partial restores the 3 chunks in the tree, --from and --to some of them [CONFIG_INVALID]\n",
+    );
+    expect(await run(["restore", id, "-o", "whole"])).toMatchObject({ code: EXIT_USAGE });
+    expect(await run(["restore", id, "--from", "1", "--to", "2"])).toMatchObject({
+      code: 0,
+      stdout: "bbbbcccc",
+    });
+    const partial = await run(["restore", id, "--partial"]);
+    expect(partial).toMatchObject({ code: 0, stdout: "aaaabbbbcccc" });
+    expect(partial.stderr).toMatch(
+      /^warning: \S+ is not sealed: its tree has 3 chunks; missing: chunks 3–4;/,
+    );
+    expect(resultOf(await run(["restore", id, "--partial", "-o", "part", "--json"]))).toMatchObject({
+      chunks: 3,
+      state: "open",
+      partial: true,
+      expected_count: null,
+      missing: [[3, 4]],
+      waiting_for_gap: 2,
+    });
+    expect((await run(["restore", id, "--from", "2", "--to", "1"])).stderr).toContain(
+      "--from 2 comes after --to 1",
+    );
+    expect((await run(["restore", id, "--from", "3"])).stderr).toContain("the tree has 3 chunks");
   });
 
   test("fail with 1, or 2 for wrong usage, and a code on stderr, as an object with --json, and print no result", async () => {
@@ -185,5 +236,15 @@ describe("the commands", () => {
     });
     expect(result.stdout).not.toContain(deployment.encryptionKey);
     expect(result.stdout).not.toContain("token0marker");
+    expect(JSON.parse(result.stdout)).toMatchObject({ run_would_refuse: null });
+
+    const { PATH } = process.env;
+    const bare = await runProgram(["config"], { env: { PATH }, cwd: deployment.folder });
+    expect(bare).toMatchObject({ code: 0, stderr: "" });
+    expect(bare.stdout).toMatch(/^MONGODB_URL +\(required, not set\)$/m);
+    const run = await runProgram(["run"], { env: { PATH }, cwd: deployment.folder });
+    const reason =
+      /the configuration has [\s\S]*(?= \[CONFIG_INVALID\])/.exec(run.stderr)?.[0] ?? "no reason";
+    expect(bare.stdout.endsWith(`run would refuse: ${reason}\n`)).toBe(true);
   });
 });

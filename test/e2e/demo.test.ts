@@ -4,6 +4,7 @@ import { readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs"
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, onTestFinished, test } from "vitest";
+import { dropTrial } from "../../deploy/local/trial.ts";
 import { ownFolder } from "../support/own-servers.ts";
 import { testServers } from "../support/servers.ts";
 import { bareEnvironment, type ProgramResult, runProgram, until } from "../support/worker-process.ts";
@@ -53,6 +54,7 @@ describe("demo", () => {
     const report = JSON.parse(stdout) as Record<string, unknown>;
     expect(report).toMatchObject({ chunks: 3, bytes: 2_600_000, events: 4, restored_identical: true });
     expect(report["verified"]).toBe(true);
+    expect(report["file"]).toBe(file);
     expect(report["python_verifier"]).toMatch(/^verified$|^skipped: ./);
     expect(report["root_hash"]).toMatch(/^[0-9a-f]{64}$/);
     for (const key of ["stored_bytes", "seconds", "mb_per_s"]) expect(report[key]).toBeGreaterThan(0);
@@ -69,8 +71,39 @@ describe("demo", () => {
     expect(commands[0]).toMatch(
       /^audit: npx session-processor verify \S+_manifest\.json --key [\w+/]{43}= --data$/,
     );
-    expect(commands[1]).toMatch(/^audit: npx session-processor proof sess-demo-[0-9a-f]{12} 0 -o \S+\.json$/);
+    expect(commands[1]).toMatch(
+      /^audit: npx session-processor proof sess-demo-[0-9a-f]{12} 0 -o \S+\.json --force$/,
+    );
     expect(commands[2]).toMatch(/^audit: .*python3 \S*verify\.py proof \S+ --key |is skipped: ./);
+  });
+
+  test("says which file, and with --keep keeps the worker's log and commands that can be repeated", async () => {
+    const folder = ownFolder();
+    const file = join(folder, "small");
+    writeFileSync(file, "a small file\n");
+    const urls = { REDIS_URL: servers.redisUrl, MONGODB_URL: servers.mongodbUrl };
+    const env = { ...bareEnvironment(), ...urls, TMPDIR: folder };
+    const { code, stdout, stderr } = await runProgram(["demo", file, "--keep"], { env });
+    expect(code).toBe(0);
+    expect(stderr).toMatch(new RegExp(`^file: ${file}, 13 B$`, "m"));
+    expect(stdout).toMatch(new RegExp(`^file +${file}$`, "m"));
+    const kept = /^kept: (\S+) /m.exec(stderr)?.[1] ?? "";
+    const lines = readFileSync(join(kept, "worker", "worker.log"), "utf8")
+      .trimEnd()
+      .split("\n");
+    expect(lines.map((line) => (JSON.parse(line) as { event: string }).event)).toContain("session_sealed");
+    const settings = readFileSync(join(kept, "demo.env"), "utf8").matchAll(/^export (\w+)='([^']*)'$/gm);
+    const own = Object.fromEntries([...settings].map(([, name, value]) => [name, value]));
+    const prove = /^audit: npx session-processor (proof .+)$/m.exec(stderr)?.[1] ?? "";
+    try {
+      expect(await runProgram(prove.split(" "), { env: { ...env, ...own } })).toMatchObject({ code: 0 });
+    } finally {
+      await dropTrial({
+        mongodbUrl: own["MONGODB_URL"] ?? "",
+        redisUrl: servers.redisUrl,
+        queuePrefix: own["QUEUE_PREFIX"] ?? "",
+      });
+    }
   });
 
   test("without Python says in one line why the Python verifier is skipped", async () => {

@@ -306,6 +306,21 @@ describe("verify", () => {
   });
 });
 
+describe("another ENCRYPTION_KEY", () => {
+  test.each(["restore", "verify"])("is what %s says, in the same words", async (name) => {
+    const args =
+      name === "restore" ? [name, session.id, "--from", "0"] : [name, manifest, "--key", KEY, "--data"];
+    const other = { ENCRYPTION_KEY: "hW3nZ8tK1vQx5rYb0sMd7fJc2gLp9aUe4iOoTtRr=" };
+    expect(await run(args, other)).toEqual({
+      code: 1,
+      stdout: "",
+      stderr:
+        "error: ENCRYPTION_KEY is not the key that this database's sessions are wrapped with: " +
+        "use that key, or another database [KEK_MISMATCH]\n",
+    });
+  });
+});
+
 describe("keys generate --signing", () => {
   test("writes a key of mode 0600 that the worker can load, and prints its public forms", async () => {
     const generated = await json(["keys", "generate", "--signing", "-o", "signing.pem"]);

@@ -27,6 +27,7 @@ import {
   PINNED_KEY,
   type RecordedSession,
   recordSession,
+  sealInStores,
 } from "../support/recorded-session.ts";
 import { seededRandom } from "../support/seeded-random.ts";
 import { testServers } from "../support/servers.ts";
@@ -55,6 +56,7 @@ beforeAll(async () => {
   session = await recordSession(payloads, { id: servers.sessionId("files"), codecs: ["none"] });
   const stores = await openStores(servers.mongodbUrl);
   await copyToStores(session, stores);
+  await sealInStores(session, stores);
   await stores.close();
   mkdirSync(join(audited, "blobs"), { recursive: true });
   for (const [name, bytes] of session.files) writeFileSync(join(audited, name), bytes);

@@ -223,6 +223,7 @@ interface Ran {
   readonly stderr: string;
 }
 
+const OTHER_KEK = "hW3nZ8tK1vQx5rYb0sMd7fJc2gLp9aUe4iOoTtRr=";
 const ENV = {
   MONGODB_URL: servers.mongodbUrl,
   LUCID_MANIFEST_PATH: directory,
@@ -432,6 +433,14 @@ describe("the command", () => {
       action: expect.any(String) as unknown,
       repaired: null,
     });
+  });
+
+  test("says of another ENCRYPTION_KEY that, and nothing about the session", async () => {
+    const { code, stdout, stderr } = await run([ID, "--data"], { ...ENV, ENCRYPTION_KEY: OTHER_KEK });
+    expect({ code, stdout }).toEqual({ code: 8, stdout: "" });
+    expect(stderr).toMatch(/^error: ENCRYPTION_KEY is not the key [^\n]* \[KEK_MISMATCH\]\n$/);
+    // It isn't needed for anything else.
+    expect((await run([ID], { ...ENV, ENCRYPTION_KEY: OTHER_KEK })).code).toBe(0);
   });
 
   test("exits with 1 for warnings, and for what it repaired", async () => {

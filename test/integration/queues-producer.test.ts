@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Queue } from "bullmq";
+import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type ChunkConsumerOptions, createChunkConsumer } from "../../src/adapters/bullmq/chunk-consumer.ts";
@@ -176,18 +176,68 @@ describe("what a producer enqueues", () => {
     },
   );
 
-  test("again after its job is done leaves no payload behind", async () => {
+  // The store may have lost the chunk meanwhile: whether it is still there is for a worker to say.
+  test.each(["redis", "inline"] as const)(
+    "again after its job is done is processed again, with its bytes: %s",
+    async (store) => {
+      const own = producer();
+      const chunk = { sessionId: session, index: 77, bytes: randomBytes(100), store };
+      let done = 0;
+      consume(async (task, context) => {
+        if (task.kind !== "chunk") throw new LucidError("INTERNAL", "no stub is expected");
+        const { source, sessionId } = task.job;
+        const bytes =
+          source.kind === "inline" ? source.bytes : await payloads.read(sessionId, source.ref, 100);
+        expect(toHex(bytes ?? new Uint8Array())).toBe(toHex(chunk.bytes));
+        // As the pipeline does when it has committed or adopted the chunk.
+        if (source.kind === "reference") await payloads.remove(sessionId, source.ref);
+        done += 1;
+        return succeed(task, context);
+      });
+      for (const times of [1, 2, 3]) {
+        await own.enqueueChunk(chunk);
+        await until(
+          `time ${times}`,
+          async () => (await queue.getJobCountByTypes("completed")) === 1 && done === times,
+        );
+      }
+      expect(await redis.keys(`*${session}*77-*`)).toEqual([]);
+      expect(await queue.getJobCounts("waiting", "active", "failed")).toEqual({
+        waiting: 0,
+        active: 0,
+        failed: 0,
+      });
+    },
+  );
+
+  test("again while its job is worked on leaves that job alone", async () => {
     const own = producer();
-    const chunk = { sessionId: session, index: 77, bytes: randomBytes(100) };
-    consume(succeed);
+    const chunk = { sessionId: session, index: 78, bytes: randomBytes(100) };
+    const gate = Promise.withResolvers<void>();
+    let begun = 0;
+    consume(async (task, context) => {
+      begun += 1;
+      await gate.promise;
+      return succeed(task, context);
+    });
     await own.enqueueChunk(chunk);
+    await until("a worker has it", () => begun === 1);
+    await Promise.all([own.enqueueChunk(chunk), producer().enqueueChunk(chunk)]);
+    gate.resolve();
     await until("the success", async () => (await queue.getJobCountByTypes("completed")) === 1);
-    await own.enqueueChunk(chunk);
-    const [job] = await queue.getJobs(["completed"]);
-    const task = parseChunkJob(job?.data, LIMITS);
-    if (task.kind !== "chunk" || task.job.source.kind !== "reference")
-      throw new TypeError("expected a reference");
-    expect(await payloads.read(task.job.sessionId, task.job.source.ref, 100)).toBeUndefined();
+    expect(begun).toBe(1);
+    expect(await queue.getJobCounts("waiting", "active")).toEqual({ waiting: 0, active: 0 });
+  });
+
+  test("by two producers at once after its job is done is one job", async () => {
+    const chunk = { sessionId: session, index: 79, bytes: randomBytes(100) };
+    const consumer = consume(succeed);
+    const [first, second] = [producer(), producer()];
+    await first.enqueueChunk(chunk);
+    await until("the success", async () => (await queue.getJobCountByTypes("completed")) === 1);
+    await consumer.stop({ deadlineMs: 1_000 });
+    await Promise.all([first.enqueueChunk(chunk), second.enqueueChunk(chunk), first.enqueueChunk(chunk)]);
+    expect(await queue.getJobCounts("waiting", "completed")).toEqual({ waiting: 1, completed: 0 });
   });
 
   test("many at once arrive all, in a bounded number of commands", async () => {
@@ -202,7 +252,7 @@ describe("what a producer enqueues", () => {
     expect(total).toEqual({ chunks: 300, bytes: 15_000 });
     expect(new Set(added).size).toBe(300);
     expect(await queue.getJobCountByTypes("waiting")).toBe(300);
-    // SET and add for each; the look at finished jobs and the count of the queue are shared.
+    // SET and add for each; what is done about finished jobs and the count of the queue are shared.
     expect(own.commands).toBeLessThan(300 * 2.5);
   });
 
@@ -218,6 +268,25 @@ describe("what a producer enqueues", () => {
       `${session}.finalize.3`,
       `${session}.finalize.4`,
     ]);
+  });
+
+  test("finalize again after its job is done adds it anew", async () => {
+    const own = producer();
+    const control = new Queue("session-control", { connection: redis, prefix });
+    const worker = new Worker("session-control", () => Promise.resolve("done"), {
+      connection: redis,
+      prefix,
+    });
+    try {
+      await own.finalize({ session_id: session, chunk_count: 3 });
+      await until("the success", async () => (await control.getJobCountByTypes("completed")) === 1);
+      await worker.close();
+      await own.finalize({ session_id: session, chunk_count: 3 });
+      expect(await control.getJobCounts("waiting", "completed")).toEqual({ waiting: 1, completed: 0 });
+    } finally {
+      await worker.close();
+      await control.close();
+    }
   });
 
   test.each([

@@ -212,6 +212,23 @@ export async function copyToStores(
   await stores.sessions.replace(id, grown.version, { kind: "checkpoint", checkpoint: record.checkpoint });
 }
 
+/** After copyToStores, which leaves it open. */
+export async function sealInStores(
+  { id, record }: RecordedSession,
+  { sessions }: Pick<Stores, "sessions">,
+): Promise<void> {
+  const { finalize, sealedAt } = record;
+  if (finalize === undefined || sealedAt === undefined) throw new Error("a recorded session has both");
+  for (const change of [
+    { kind: "propose-count", count: record.tree.size, finalize },
+    { kind: "confirm-count" },
+    { kind: "seal", at: sealedAt },
+  ] as const) {
+    const version = (await sessions.find(id))?.version ?? 0;
+    await sessions.replace(id, version, change);
+  }
+}
+
 /** The session's files as a folder, with some of them replaced, or removed by `undefined`. */
 export function folderWith(
   files: ReadonlyMap<string, Uint8Array>,

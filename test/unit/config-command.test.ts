@@ -42,6 +42,31 @@ describe("the config command", () => {
   });
 });
 
+describe("what run can't do without", () => {
+  const loadedBare = (env: Record<string, string>) =>
+    loadConfig({ env, cwd: "/nonexistent", programDir: "/nonexistent", needs: [] });
+
+  test("is shown as required in production, and not as a default that nobody takes", () => {
+    const bare = loadedBare({ ENCRYPTION_KEY_FILE: "" });
+    const text = renderConfig(bare, { refusal: "MONGODB_URL is not set" });
+    for (const name of ["MONGODB_URL", "REDIS_URL", "ENCRYPTION_KEY"])
+      expect(text).toMatch(new RegExp(`^${name} +\\(required, not set\\)$`, "m"));
+    expect(text.split("\n").at(-1)).toBe("run would refuse: MONGODB_URL is not set");
+    const json = JSON.parse(renderConfig(bare, { json: true, refusal: "x" })) as {
+      readonly settings: Record<string, unknown>;
+      readonly run_would_refuse: unknown;
+    };
+    expect(json.settings["REDIS_URL"]).toMatchObject({ value: null, source: null, required: true });
+    expect(json.run_would_refuse).toBe("x");
+  });
+
+  test("is a default in development", () => {
+    const text = renderConfig(loadedBare({ NODE_ENV: "development" }));
+    expect(text).toMatch(/^MONGODB_URL +mongodb:\S+ +default$/m);
+    expect(text).not.toContain("run would refuse");
+  });
+});
+
 describe("the README's table", () => {
   test("has one row for every setting and no default that depends on this machine", () => {
     const rows = configTable().split("\n");

@@ -259,6 +259,20 @@ describe("blobs", () => {
     expect(report.omitted).toBe(CHUNKS - 100);
   });
 
+  test("a session's secret that doesn't unwrap is one finding, and not one for each chunk", async () => {
+    const session = (record: SessionRecord): SessionRecord => ({
+      ...record,
+      keys: record.keys.map((key) => ({ ...key, wrapped: flipped(key.wrapped, 20) })),
+    });
+    const ports = { opening: { threads: kernelHere, keyRing: KEY_RING } };
+    expect(onlyFinding(await check({ session, ports, options: { data: true } }))).toMatchObject({
+      kind: "blob-key-missing",
+      severity: "error",
+      place: { what: "chunk", index: 0, last: CHUNKS - 1 },
+      problem: "the session's secret of key version 1 doesn't unwrap: 300 of these chunks can't be opened",
+    });
+  });
+
   test("a chunk whose blob_id names another chunk's blob is named", async () => {
     const report = await check({ chunks: only(5, (chunk) => ({ ...chunk, blobId: `${id}:6:a1` })) });
     expect(told(report)).toEqual([
@@ -404,6 +418,18 @@ describe("chunk documents", () => {
     expect(told(report)).toContain("blob-key-missing at chunk 3");
     const shredded = await check({ session: (record) => ({ ...record, keys: [] }) });
     expect(shredded.worst).toBe("info");
+    expect(told(shredded)).toEqual(["blob-key-missing at chunks 0–299"]);
+  });
+
+  test("pending events of many chunks, as after an outage of Redis, are one finding", async () => {
+    const chunks = (chunk: ChunkRecord): ChunkRecord =>
+      chunk.index >= 10 && chunk.index % 2 === 0 ? { ...chunk, eventState: "pending" } : chunk;
+    expect(onlyFinding(await check({ chunks }))).toMatchObject({
+      kind: "chunk-event-pending",
+      severity: "warning",
+      place: { what: "chunk", index: 10, last: 298 },
+      problem: "the chunk.completed of 145 of these chunks are not marked as sent",
+    });
   });
 
   test("a pending event is a warning when it is old, and an info before", async () => {

@@ -81,8 +81,8 @@ export interface Producer {
   /**
    * Writes the payload, then adds the job; resolves when Redis has both. Waits while the queue is full, Redis has no memory
    * left, or too many calls are under way, so callers may start as many calls as they have chunks in memory.
-   * The same chunk again is harmless, and brings a failed job of it back. Throws QUEUE_UNAVAILABLE, SHUTTING_DOWN,
-   * JOB_INVALID.
+   * The same chunk again is harmless, and always takes effect: a job of it that is done or has failed runs again, and adopts
+   * the chunk if that is still committed. Throws QUEUE_UNAVAILABLE, SHUTTING_DOWN, JOB_INVALID.
    */
   enqueueChunk(chunk: ChunkToEnqueue): Promise<void>;
   /** All of them, a bounded number at the same time and taken from `chunks` as they go; stops at the first error. */
@@ -90,7 +90,7 @@ export interface Producer {
     chunks: AsyncIterable<ChunkToEnqueue> | Iterable<ChunkToEnqueue>,
     onAdded?: (chunk: ChunkToEnqueue) => void,
   ): Promise<{ readonly chunks: number; readonly bytes: number }>;
-  /** Another count for a session that has one is refused where it is processed. Throws as above. */
+  /** Again takes effect as above; another count for a session that has one is refused where it is processed. Throws as above. */
   finalize(data: FinalizeData): Promise<void>;
   readonly commands: number;
   close(): Promise<void>;
@@ -185,6 +185,7 @@ class ClaimCheckProducer implements Producer {
     // The count is in the id: under one id a second, different count would be dropped without a word.
     const opts = { ...jobOptions(), jobId: `${session}.finalize.${chunkCount}` };
     await this.#retryingOutOfMemory(async () => {
+      await forgetCompleted(this.#client, this.#control, [opts.jobId]);
       await this.#control.add(JOB_FINALIZE_SESSION, data, opts);
       const states = await statesOf(this.#client, this.#control, [opts.jobId]);
       await retryFailed(this.#control, states, [data]);
@@ -219,7 +220,7 @@ class ClaimCheckProducer implements Producer {
       },
     };
     const outcome = await this.#retryingOutOfMemory(() => this.#add(job));
-    // Done long ago: nobody will read, and remove, the payload that was just written again.
+    // Done while it was sent again: nobody will read, and remove, the payload that was just written.
     if (outcome === "completed") await this.#removePayload(session, source);
   }
 
@@ -253,14 +254,13 @@ class ClaimCheckProducer implements Producer {
   }
 
   async #addBatch(jobs: readonly JobToAdd[]): Promise<readonly ("added" | "completed")[]> {
+    const ids = jobs.map(({ id }) => id);
+    await forgetCompleted(this.#client, this.#chunks, ids);
+    // Dies here: a record of finished work is gone, and its chunk is as committed or as lost as it was.
     await this.#chunks.addBulk(
       jobs.map(({ id, data }) => ({ name: JOB_PROCESS_CHUNK, data, opts: { ...jobOptions(), jobId: id } })),
     );
-    const states = await statesOf(
-      this.#client,
-      this.#chunks,
-      jobs.map(({ id }) => id),
-    );
+    const states = await statesOf(this.#client, this.#chunks, ids);
     await retryFailed(
       this.#chunks,
       states,
@@ -361,12 +361,30 @@ function jobOptions(): JobsOptions {
   };
 }
 
+/**
+ * A job is dropped without a word while one of its id is there, and a completed one stays for as long as its retention: whoever
+ * sends a chunk again because the store lost it would wait for nothing. Only what ZREM takes out of the completed set is
+ * removed, so a job that another producer has just added anew, or that a worker has, stays as it is. Our jobs have
+ * no parents and no children: these keys are all that BullMQ keeps of them.
+ */
+const FORGET_COMPLETED = `
+for _, id in ipairs(ARGV) do
+  if redis.call("ZREM", KEYS[1], id) == 1 then
+    local job = KEYS[2] .. id
+    redis.call("DEL", job, job .. ":logs", job .. ":dependencies", job .. ":processed", job .. ":failed", job .. ":unsuccessful")
+  end
+end`;
+
+async function forgetCompleted(client: OwnedRedis, queue: Queue, ids: readonly string[]): Promise<void> {
+  await client.eval(FORGET_COMPLETED, 2, queue.toKey("completed"), queue.toKey(""), ...ids);
+}
+
 interface JobState {
   readonly id: string;
   readonly state: "failed" | "completed" | "other";
 }
 
-/** Two commands for all: adding a job whose id is taken by a finished one does nothing, and says nothing. */
+/** Two commands for all: adding a job whose id is taken does nothing, and says nothing. */
 async function statesOf(
   client: OwnedRedis,
   queue: Queue,
