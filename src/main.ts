@@ -189,6 +189,7 @@ function createService(parts: Parts): Service {
     neighbours,
   });
   probes.use(health.sources);
+  /** Of all sweeps; there is none before the start has come so far. */
   let sweeping: Promise<void> | undefined;
 
   return {
@@ -199,6 +200,7 @@ function createService(parts: Parts): Service {
       if ((await patiently("redis", connect, waiting)) === undefined) return;
       // Threads that don't come up at all are for /health and /ready to show.
       while (threads.isStarting && !waiting.stop.aborted) await clock.sleep(START_POLL_MS, waiting.stop);
+      if (waiting.stop.aborted) return;
       for (const consumer of Object.values(consumers)) consumer.start();
       neighbours.start();
       sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);

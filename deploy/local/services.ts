@@ -1,5 +1,6 @@
 /** npm run services [-- --json] [-- --folder DIR]: Redis and MongoDB for development, until Ctrl-C. */
 import { resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { LucidError } from "../../src/core/errors.ts";
 import { type LocalServer, type LocalServers, startLocalServers } from "./servers.ts";
@@ -9,30 +10,28 @@ const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 const HELP = `Usage: npm run services [-- --folder DIR] [-- --json]
 
 Starts Redis and MongoDB for development, or takes those of REDIS_URL and MONGODB_URL, and prints their URLs as two lines
-for a shell. They run until Ctrl-C.
+for a shell. They run until Ctrl-C; if one ends before that, so does the other, and this with exit code 1.
 
   --folder DIR  keep their data there, and find it again (default: a new folder that is removed at the end)
   --json        print one JSON object instead
   -h, --help    print this`;
 const EXIT_USAGE = 2;
+/** How often the servers' processes are looked for. */
+const WATCH_MS = 500;
 
 const flags = readFlags();
 const asked = new AbortController();
-const stopAsked = new Promise<void>((resolve) => {
-  for (const signal of STOP_SIGNALS)
-    process.on(signal, () => {
-      asked.abort();
-      resolve();
-    });
-});
+for (const signal of STOP_SIGNALS) process.on(signal, () => asked.abort());
 
 const servers = await start();
 if (servers !== undefined) {
   console.log(flags.json ? asJson(servers) : asExports(servers));
   console.error("Both run until Ctrl-C.");
-  const running = setInterval(() => {}, 2 ** 30); // The servers alone don't keep this process alive.
-  await stopAsked;
-  clearInterval(running);
+  const ended = await firstEnd(servers);
+  if (ended !== undefined) {
+    process.exitCode = 1;
+    console.error(`${ended} has ended by itself, or was killed; the other one ends too.`);
+  }
   await servers.stop();
 }
 
@@ -67,6 +66,32 @@ async function start(): Promise<LocalServers | undefined> {
     process.exitCode = 1;
     console.error(error instanceof LucidError ? `${error.code}: ${error.message}` : "stopped");
     return undefined;
+  }
+}
+
+/**
+ * Which of them isn't there any more. Keeps this process alive, which the servers alone don't. A server that was given, or that
+ * Docker runs, has no process of ours to look at.
+ */
+async function firstEnd({ redis, mongodb }: LocalServers): Promise<string | undefined> {
+  const named = [
+    ["Redis", redis],
+    ["MongoDB", mongodb],
+  ] as const;
+  while (!asked.signal.aborted) {
+    const gone = named.find(([, { pid }]) => pid !== undefined && !isRunning(pid));
+    if (gone !== undefined) return `${gone[0]} (${gone[1].label})`;
+    await sleep(WATCH_MS, undefined, { signal: asked.signal }).catch(() => undefined);
+  }
+  return undefined;
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (thrown) {
+    // EPERM: it is there, and somebody else's.
+    return (thrown as NodeJS.ErrnoException).code !== "ESRCH";
   }
 }
 

@@ -1,6 +1,9 @@
+import { generateKeyPairSync } from "node:crypto";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import type { Job } from "bullmq";
 import { setTimeout as sleep } from "node:timers/promises";
-import { describe, expect, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
 import {
   Deployment,
   expectEveryEffectOnce,
@@ -10,9 +13,10 @@ import {
   type TestSession,
   untilSealed,
 } from "../support/deployment.ts";
-import { OwnServer } from "../support/own-servers.ts";
+import { silence, startFakeService } from "../support/fake-service.ts";
+import { OwnServer, ownFolder } from "../support/own-servers.ts";
 import { testServers } from "../support/servers.ts";
-import type { WorkerProcess } from "../support/worker-process.ts";
+import { until, type WorkerProcess } from "../support/worker-process.ts";
 
 const servers = testServers();
 
@@ -114,5 +118,47 @@ describe("SIGTERM under load", () => {
     mongodb.thaw();
     await expectFinishedByAnother(deployment, session);
     await expectNoAttemptUsedUp(deployment, session.sizes.length);
+  });
+});
+
+describe("SIGTERM while a sweep waits", () => {
+  test("for an engine that never answers: the other sweeps went on, all have ended, and the end is 0", async () => {
+    const engine = await startFakeService();
+    onTestFinished(() => engine.close());
+    engine.answer(silence);
+    const signingKey = join(ownFolder(), "signing.pem");
+    const { privateKey } = generateKeyPairSync("ed25519");
+    writeFileSync(signingKey, privateKey.export({ type: "pkcs8", format: "pem" }), { mode: 0o600 });
+    const env = {
+      MANIFEST_SIGNING_KEY_FILE: signingKey,
+      LUCID_MANIFEST_PATH: ownFolder(),
+      BLOCKCHAIN_ENGINE_URL: engine.url,
+    };
+    const deployment = new Deployment({ ...servers, env });
+    const session = { id: servers.sessionId("hanging-engine"), sizes: [10] };
+    const worker = await deployment.readyWorker();
+    const producer = deployment.producer();
+    await producer.enqueueAll(inTurn([session]));
+    await finalizeAll(producer, [session]);
+    const isAsked = () => engine.requests.some(({ method }) => method === "POST");
+    await until("the engine is asked", isAsked, SEAL_MS_MAX);
+
+    const sweeps = (sweep: string) => worker.metric(`lucid_sweeps_total{sweep="${sweep}",outcome="done"}`);
+    const before = {
+      events: await sweeps("events"),
+      blobs: await sweeps("blobs"),
+      sessions: await sweeps("sessions"),
+    };
+    await until(
+      "the other sweeps go on",
+      async () => (await sweeps("events")) > before.events + 1 && (await sweeps("blobs")) > before.blobs + 1,
+      10_000,
+    );
+    expect(await sweeps("sessions")).toBeLessThanOrEqual(before.sessions + 1);
+
+    const { code, afterSignalMs } = await worker.terminate();
+    expect(code).toBe(0);
+    expect(afterSignalMs).toBeLessThan(5_000);
+    expect(worker.linesOf("stopped")).toHaveLength(1);
   });
 });

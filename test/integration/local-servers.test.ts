@@ -5,6 +5,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import type { Readable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { Redis } from "ioredis";
@@ -94,7 +95,7 @@ async function startServices(): Promise<Services> {
   const child = spawn(process.execPath, [SERVICES, "--json"], {
     env,
     detached: true,
-    stdio: ["ignore", "pipe", "ignore"],
+    stdio: ["ignore", "pipe", "pipe"],
   });
   undo.push(() => child.kill("SIGKILL"));
   const [line] = (await once(createInterface({ input: child.stdout }), "line")) as [string];
@@ -111,6 +112,26 @@ describe("npm run services", () => {
     expect(status === 0 ? child.stdout : child.stderr).toContain("Usage: npm run services");
     expect(child.stderr).not.toContain("    at ");
   });
+});
+
+describe("npm run services, one of whose servers ends", () => {
+  test.each(["redis", "mongodb"] as const)(
+    "says in one line that %s is gone, ends the other and exits with 1",
+    async (name) => {
+      const services = await startServices();
+      const lines: string[] = [];
+      createInterface({ input: services.process.stderr as Readable }).on("line", (line) => lines.push(line));
+      process.kill(services[name].pid ?? Number.NaN, "SIGKILL");
+      expect(await once(services.process, "exit")).toEqual([1, null]);
+      const said = lines.filter((one) => one.includes("has ended"));
+      expect(said).toEqual([
+        expect.stringMatching(name === "redis" ? /^Redis \(.*\) has/ : /^MongoDB \(.*\) has/),
+      ]);
+      expect([services.redis.pid, services.mongodb.pid].map(isRunning)).toEqual([false, false]);
+      expect(existsSync(services.folder)).toBe(false);
+    },
+    START_MS,
+  );
 });
 
 describe("both servers", () => {
