@@ -188,6 +188,8 @@ const options = (more: Partial<FsckOptions> = {}): FsckOptions => ({
   repair: false,
   pinnedKeys: [PINNED_KEY],
   eventPendingMs: 30_000,
+  gapAlertMs: 60_000,
+  orphanBlobMs: 3_600_000,
   signal: NEVER,
   ...more,
 });
