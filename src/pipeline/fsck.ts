@@ -470,9 +470,10 @@ class SessionCheck {
     const isNext = Number(first.index) === size;
     if (this.#checkGap(waiting)) return;
     const count = waiting.length === BEYOND_MAX ? `${BEYOND_MAX} or more` : String(waiting.length);
+    const one = waiting.length === 1;
     const problem = isNext
-      ? `${count} committed chunks are not in the tree yet`
-      : `${count} committed chunks wait for chunk ${size}`;
+      ? `${count} committed ${one ? "chunk is" : "chunks are"} not in the tree yet`
+      : `${count} committed ${one ? "chunk waits" : "chunks wait"} for chunk ${size}`;
     this.#add({
       kind: "chunks-in-flight",
       place: { what: "chunk", index: first.index, last: last.index },

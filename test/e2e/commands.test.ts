@@ -124,6 +124,8 @@ describe("the commands", () => {
     };
     await until("all chunks are committed", arrived, 20_000, 300);
 
+    expect((await run(["enqueue", `${id}-one`, "-"], "x")).stdout).toMatch(/^queued 1 chunk, 1 B;/);
+
     const refused = await run(["restore", id]);
     expect(refused).toMatchObject({ code: EXIT_USAGE, stdout: "" });
     expect(refused.stderr).toBe(
@@ -207,6 +209,12 @@ describe("the commands", () => {
       expect(stderr, args.join(" ")).toContain("--help");
     });
     await Promise.all(refusing);
+    expect((await run(["status", "bad:id"])).stderr).toMatch(
+      /^error: 'bad:id' is no valid session: it must be 1 to 100 /,
+    );
+    expect((await run(["restore", "s", "--from", "x"])).stderr).toMatch(
+      /^error: 'x' is not valid for --from <index>: it must be a whole number/,
+    );
     const help = await run(["--help"]);
     expect(help.code).toBe(0);
     for (const name of ["run", "demo", "enqueue", "finalize", "status", "restore", "config"])

@@ -141,6 +141,9 @@ describe("proofs over MongoDB", () => {
         verified: false,
         file: null,
         reason: "not-the-expected-index",
+        code: "PROOF_INVALID",
+        message: "it is of another chunk than --index",
+        advice: "don't trust what it was to prove; get it again from its source",
       },
     );
   });
@@ -283,6 +286,11 @@ describe("verify", () => {
         expect.objectContaining({ exit: 0, verified: true, chunks: 300, blobs: "not checked" }),
       );
     }
+  });
+
+  test("says how to check the blobs too, with a folder or with MongoDB", async () => {
+    const { stdout } = await run(["verify", manifest, "--key", KEY]);
+    expect(stdout).toMatch(/^blobs +not checked \(--blobs FOLDER, or --data for those in MongoDB\)$/m);
   });
 
   test("without a pinned key it says so and exits with 2", async () => {
