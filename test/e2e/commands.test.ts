@@ -106,6 +106,29 @@ describe("the commands", () => {
     expect((await run(["status"])).stdout).toMatch(/1 failed \(FINALIZE_COUNT_CONFLICT 1\)/);
   });
 
+  test("sending again brings back a session that the database lost, while its jobs are still kept as done", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], stdin: string | Uint8Array = "") =>
+      runProgram(args, { env: deployment.env, cwd: deployment.folder, stdin });
+    const id = servers.sessionId("lost");
+    const send = () => run(["enqueue", id, "-", "--chunk-size", "4", "--finalize", "--json"], "aaaabbbbcccc");
+    const before = await deployment.readyWorker();
+    expect(resultOf(await send())).toMatchObject({ chunks: 3 });
+    await untilSealed(deployment, [{ id, sizes: [] }], 20_000);
+    await before.terminate();
+
+    const db = await deployment.db();
+    for (const name of ["sessions", "chunks", "chunk_blobs", "merkle_tiles"]) {
+      const ofSession = new RegExp(`^${id}(?::|$)`);
+      await db.collection<{ _id: string }>(name).deleteMany({ _id: ofSession });
+    }
+    expect(await run(["status", id])).toMatchObject({ code: EXIT_FAILURE });
+    await deployment.readyWorker();
+    expect(resultOf(await send())).toMatchObject({ chunks: 3 });
+    await untilSealed(deployment, [{ id, sizes: [] }], 20_000);
+    expect(await run(["restore", id])).toMatchObject({ code: 0, stdout: "aaaabbbbcccc" });
+  });
+
   test("restore gives an unsealed session out only to who asks for a part", async () => {
     const deployment = new Deployment(servers);
     const run = (args: readonly string[], stdin: string | Uint8Array = "") =>
