@@ -38,7 +38,7 @@ committed documents and these make the root that the session has; the files, whi
 are those of a key that is pinned (--key, or MANIFEST_SIGNING_KEY_FILE). It never changes a chunk, a blob, a root, a
 signature or a file that is there.
 Pending events and orphan blobs are left to the workers' sweeper: an orphan's age is known only to who has seen it for
-ORPHAN_BLOB_SECONDS.
+ORPHAN_BLOB_SECONDS. Of a session that is open, or was sealed since, an orphan is an info.
 
 Exit codes:
   0  clean (infos only)
@@ -122,6 +122,8 @@ function optionsOf(
     repair: repair ?? false,
     pinnedKeys: keys,
     eventPendingMs: sweep.eventPendingMs,
+    gapAlertMs: sweep.gapAlertMs,
+    orphanBlobMs: sweep.orphanBlobMs,
     onProgress: (id, chunks, total) => progress.update(id, chunks, total),
     signal,
   };

@@ -89,9 +89,12 @@ async function tlogProof(
     throw new LucidError("SESSION_UNKNOWN", "there is no session of that id in this database");
   const { checkpoint } = record;
   if (checkpoint === undefined)
-    throw new LucidError("PROOF_INVALID", "the session has no signed checkpoint yet: use --format json");
+    throw new LucidError("CONFIG_INVALID", "the session has no signed checkpoint yet: use --format json");
   if (size !== undefined && size !== checkpoint.size)
-    throw new LucidError("PROOF_INVALID", `the newest signed checkpoint is of ${checkpoint.size} leaves`);
+    throw new LucidError(
+      "CONFIG_INVALID",
+      `--size: the newest signed checkpoint is of ${checkpoint.size} leaves`,
+    );
   const proof = await proveInclusion(stores, id, index, checkpoint.size);
   if (!bytesEqual(proof.rootHash, checkpoint.root))
     throw new LucidError("TREE_CORRUPT", "the tree is not the one of its signed checkpoint; run fsck");

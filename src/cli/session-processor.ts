@@ -38,7 +38,21 @@ for (const command of [
   ...program.commands.flatMap(({ commands }) => commands),
 ]) {
   // Commands that are added take over nothing of the program's own settings.
+  command.configureOutput({ outputError: (text, write) => write(reworded(text)) });
   command.showHelpAfterError("(--help shows what is allowed)");
   command.exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : EXIT_USAGE));
 }
 await program.parseAsync();
+
+/** The parser's words around those of arguments.ts: `command-argument value 'x' is invalid for argument 'session'. must be …` */
+function reworded(text: string): string {
+  return text
+    .replace(
+      /^error: command-argument value ('.*') is invalid for argument '([^']*)'\. /s,
+      "error: $1 is no valid $2: it ",
+    )
+    .replace(
+      /^error: option '([^']*)' argument ('.*') is invalid\. (?=must )/s,
+      "error: $2 is not valid for $1: it ",
+    );
+}

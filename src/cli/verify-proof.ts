@@ -137,11 +137,41 @@ async function reportRefusal(
   reason: ProofRefusal,
 ): Promise<number> {
   const what = file === undefined ? "the proof" : file;
+  const code = codeOf(reason);
+  const message = REFUSAL_WORDS[reason];
   await output.result(
-    { verified: false, file: file ?? null, reason },
-    `REFUSED: ${what}: ${REFUSAL_WORDS[reason]} [${reason}]`,
+    { verified: false, file: file ?? null, reason, code, message, advice: ADVICE[code] },
+    `REFUSED: ${what}: ${message} [${reason}]`,
   );
   return EXIT_FAILURE;
+}
+
+type RefusalCode = "PROOF_INVALID" | "SIGNATURE_INVALID" | "MANIFEST_INVALID";
+
+/** As docs/errors.md says. */
+const ADVICE: Readonly<Record<RefusalCode, string>> = {
+  PROOF_INVALID: "don't trust what it was to prove; get it again from its source",
+  SIGNATURE_INVALID: "check which key you pinned; otherwise another one signed it, or it was changed",
+  MANIFEST_INVALID: "don't trust it; get it again from its source",
+};
+
+const OF_SIGNATURES: ReadonlySet<ProofRefusal> = new Set<ProofRefusal>([
+  "no-signature-of-a-pinned-key",
+  "signature-invalid",
+  "key-not-pinned",
+]);
+const OF_MANIFESTS: ReadonlySet<ProofRefusal> = new Set<ProofRefusal>([
+  "too-large",
+  "not-utf8",
+  "not-json",
+  "wrong-form",
+  "not-canonical",
+  "inconsistent",
+]);
+
+function codeOf(reason: ProofRefusal): RefusalCode {
+  if (OF_SIGNATURES.has(reason)) return "SIGNATURE_INVALID";
+  return OF_MANIFESTS.has(reason) ? "MANIFEST_INVALID" : "PROOF_INVALID";
 }
 
 const REFUSAL_WORDS: Readonly<Record<ProofRefusal, string>> = {

@@ -20,7 +20,7 @@ import {
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { manifestFolder, readNamed, readUpTo } from "./files.ts";
 import { type OpenStores, openStores } from "./open-stores.ts";
-import { formatBytes, formatTable, type Output } from "./output.ts";
+import { counted, formatBytes, formatTable, type Output } from "./output.ts";
 import { type KeyFlags, NO_KEY_PINNED, pinnedKeys, withKeyOptions } from "./pinned-keys.ts";
 import { requireKeyOf } from "./require-key.ts";
 
@@ -181,7 +181,10 @@ async function report(
 ): Promise<void> {
   const { manifest, chunks, anchor, blobBytes } = verified;
   const { merkle, session_metadata: session, signature } = manifest;
-  const blobText = blobs === "not checked" ? "not checked (--data)" : `${blobs}, ${formatBytes(blobBytes)}`;
+  const blobText =
+    blobs === "not checked"
+      ? "not checked (--blobs FOLDER, or --data for those in MongoDB)"
+      : `${blobs}, ${formatBytes(blobBytes)}`;
   await output.result(
     {
       verified: true,
@@ -200,7 +203,7 @@ async function report(
     formatTable([
       ["session", session.session_id],
       ["manifest", `signed by pinned key ${signature.key_id}, canonical, consistent`],
-      ["chunks", `${chunks} lines, ${formatBytes(session.total_size)} as recorded`],
+      ["chunks", `${counted(chunks, "line")}, ${formatBytes(session.total_size)} as recorded`],
       ["root", `${merkle.root_hash} (${merkle.hash_algorithm}, ${merkle.tree_size} leaves)`],
       ["checkpoint", "signed by a pinned key, same size and root"],
       ["anchor", anchorText(anchor)],

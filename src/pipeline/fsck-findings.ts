@@ -69,6 +69,11 @@ export const FINDING_KINDS = {
     severity: "info",
     action: "nothing, unless the missing one never comes: `status` shows it",
   },
+  "chunks-awaited": {
+    severity: "warning",
+    action:
+      "send them again: `enqueue` with --first-index, or the producer; if their bytes are gone, the session can't be sealed",
+  },
   "leaf-hash-wrong": { severity: "error", action: RESTORE_CHUNK },
   "leaf-not-in-tree": { severity: "error", action: RESTORE_CHUNK },
   "tile-missing": { severity: "error", action: REBUILD_TILE },

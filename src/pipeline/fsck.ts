@@ -26,6 +26,7 @@ import type {
   TileStore,
 } from "./ports.ts";
 import { isBeyondEnd } from "./seal-session.ts";
+import { missingRanges } from "./sweep.ts";
 import type { ManifestFolder } from "./verify-session.ts";
 
 const SESSIONS_PER_PAGE = 200;
@@ -61,6 +62,10 @@ export interface FsckOptions {
   readonly pinnedKeys: readonly Uint8Array[];
   /** Age from which a pending event is a warning. */
   readonly eventPendingMs: number;
+  /** For how long a chunk may be missing while later ones wait for it. */
+  readonly gapAlertMs: number;
+  /** Age from which the sweeper removes an orphan blob. */
+  readonly orphanBlobMs: number;
   /** Told where it is: chunks of `total` that are through. */
   readonly onProgress?: (session: SessionId, chunks: number, total: number) => void;
   readonly signal: AbortSignal;
@@ -239,10 +244,18 @@ class Fsck {
           "stop the workers before they have seen it for ORPHAN_BLOB_SECONDS, and restore the chunk's document: " +
           "their sweeper would remove what may be the only copy",
       });
-    } else if (session.state === "open") {
-      // A worker that is about to commit its chunk may own it.
+    } else if (this.#isYoungOrphan(session)) {
       this.#orphanFound(entry, { severity: "info" });
     } else if (this.#orphans.length < SUSPECTS_MAX) this.#orphans.push(entry);
+  }
+
+  /**
+   * Blobs have no time of their own. While the session is open, a worker that is about to commit the chunk may own it; and nothing
+   * is written for a sealed one, so the blob is old when the seal is.
+   */
+  #isYoungOrphan({ state, sealedAt }: SessionRecord): boolean {
+    if (state === "open" || sealedAt === undefined) return state === "open";
+    return this.#ports.clock.now().getTime() - sealedAt.getTime() < this.#options.orphanBlobMs;
   }
 
   #orphanFound(
@@ -455,10 +468,12 @@ class SessionCheck {
     const last = waiting.at(-1);
     if (first === undefined || last === undefined) return;
     const isNext = Number(first.index) === size;
+    if (this.#checkGap(waiting)) return;
     const count = waiting.length === BEYOND_MAX ? `${BEYOND_MAX} or more` : String(waiting.length);
+    const one = waiting.length === 1;
     const problem = isNext
-      ? `${count} committed chunks are not in the tree yet`
-      : `${count} committed chunks wait for chunk ${size}`;
+      ? `${count} committed ${one ? "chunk is" : "chunks are"} not in the tree yet`
+      : `${count} committed ${one ? "chunk waits" : "chunks wait"} for chunk ${size}`;
     this.#add({
       kind: "chunks-in-flight",
       place: { what: "chunk", index: first.index, last: last.index },
@@ -471,6 +486,27 @@ class SessionCheck {
         problem: `chunk ${size} is committed, and not in the tree`,
       });
     }
+  }
+
+  /** True if chunks have been missing for so long that nobody is bringing them any more, which is told. */
+  #checkGap(waiting: readonly ChunkRecord[]): boolean {
+    const { state, tree, expectedCount } = this.#session;
+    const missing = missingRanges(tree.size, waiting, expectedCount);
+    const [gap] = missing;
+    if (state !== "open" || gap === undefined) return false;
+    const [index, last] = gap;
+    const behind = waiting.filter((chunk) => chunk.index > index);
+    const committedMs = behind.map(({ committedAt }) => committedAt.getTime());
+    const waitMs = this.#ports.clock.now().getTime() - Math.min(...committedMs);
+    if (behind.length === 0 || waitMs < this.#options.gapAlertMs) return false;
+    const wait = behind.length === 1 ? "1 committed chunk waits" : `${behind.length} committed chunks wait`;
+    const ranges = missing.map(([from, to]) => (from === to ? `${from}` : `${from}–${to}`)).join(", ");
+    this.#add({
+      kind: "chunks-awaited",
+      place: { what: "chunk", index, ...(last === index ? {} : { last }) },
+      problem: `missing: ${ranges}; ${wait} behind, for ${Math.floor(waitMs / 1000)} s`,
+    });
+    return true;
   }
 
   #checkAfterEnd(index: number, isAnnounced: boolean, isYoung: boolean): void {

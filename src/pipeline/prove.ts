@@ -67,7 +67,7 @@ export async function loadTree(
 
 /**
  * The proof that leaf `index` is in the session's tree, also while it is open: of the tree as it is, or as it was at `size`
- * leaves. Reads tiles as inclusionTiles says. Throws TREE_CORRUPT when what is stored contradicts the head, PROOF_INVALID
+ * leaves. Reads tiles as inclusionTiles says. Throws TREE_CORRUPT when what is stored contradicts the head, CONFIG_INVALID
  * for an index or a size that the tree doesn't have, SESSION_UNKNOWN.
  */
 export async function proveInclusion(
@@ -79,7 +79,7 @@ export async function proveInclusion(
 ): Promise<InclusionProof> {
   const tree = await readTree(stores, session);
   const provenSize = requireSize(size ?? tree.head.size, tree.head);
-  const leaf = leafIndex(index);
+  const leaf = requireIndex(index, provenSize);
   const readTile = await readWith(
     stores,
     tree.session,
@@ -108,6 +108,7 @@ export async function proveConsistency(
   const tree = await readTree(stores, session);
   const newSize = requireSize(size2 ?? tree.head.size, tree.head);
   const oldSize = requireSize(size1, tree.head);
+  if (oldSize > newSize) throw wrongArgument(newSize, `a consistency proof can't begin at ${oldSize}`);
   const readTile = await readWith(
     stores,
     tree.session,
@@ -188,8 +189,21 @@ async function readTree({ sessions }: ProofStores, id: SessionId): Promise<Loade
 }
 
 function requireSize(size: number, head: SizedRoot): SizedRoot["size"] {
-  if (size >= 1 && size <= head.size) return treeSize(size);
-  throw new LucidError("PROOF_INVALID", `the tree has ${head.size} leaves: a size must lie from 1 to that`);
+  if (Number.isInteger(size) && size >= 1 && size <= head.size) return treeSize(size);
+  throw wrongArgument(head.size, `there is none of size ${size}, but from 1 to ${head.size}`);
+}
+
+function requireIndex(index: number, size: TreeSize): LeafIndex {
+  if (Number.isInteger(index) && index >= 0 && index < size) return leafIndex(index);
+  throw wrongArgument(size, `there is no leaf ${index}, but from 0 to ${size - 1}`);
+}
+
+/** Of whoever asks: nothing is wrong with the tree, and no proof has been made. */
+function wrongArgument(size: number, problem: string): LucidError {
+  return new LucidError(
+    "CONFIG_INVALID",
+    `the tree has ${size} ${size === 1 ? "leaf" : "leaves"}: ${problem}`,
+  );
 }
 
 /**

@@ -411,7 +411,8 @@ function refusedChunks(thrown: unknown, place: string | undefined): Refused {
   return new Refused({
     part: "chunks file",
     ...(place === undefined ? {} : { place }),
-    code,
+    // To whoever holds a copy a line that isn't of the tree says nothing about anybody's database.
+    code: code === "TREE_CORRUPT" ? "MANIFEST_INVALID" : code,
     reason: message,
   });
 }

@@ -106,6 +106,29 @@ describe("the commands", () => {
     expect((await run(["status"])).stdout).toMatch(/1 failed \(FINALIZE_COUNT_CONFLICT 1\)/);
   });
 
+  test("sending again brings back a session that the database lost, while its jobs are still kept as done", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], stdin: string | Uint8Array = "") =>
+      runProgram(args, { env: deployment.env, cwd: deployment.folder, stdin });
+    const id = servers.sessionId("lost");
+    const send = () => run(["enqueue", id, "-", "--chunk-size", "4", "--finalize", "--json"], "aaaabbbbcccc");
+    const before = await deployment.readyWorker();
+    expect(resultOf(await send())).toMatchObject({ chunks: 3 });
+    await untilSealed(deployment, [{ id, sizes: [] }], 20_000);
+    await before.terminate();
+
+    const db = await deployment.db();
+    for (const name of ["sessions", "chunks", "chunk_blobs", "merkle_tiles"]) {
+      const ofSession = new RegExp(`^${id}(?::|$)`);
+      await db.collection<{ _id: string }>(name).deleteMany({ _id: ofSession });
+    }
+    expect(await run(["status", id])).toMatchObject({ code: EXIT_FAILURE });
+    await deployment.readyWorker();
+    expect(resultOf(await send())).toMatchObject({ chunks: 3 });
+    await untilSealed(deployment, [{ id, sizes: [] }], 20_000);
+    expect(await run(["restore", id])).toMatchObject({ code: 0, stdout: "aaaabbbbcccc" });
+  });
+
   test("restore gives an unsealed session out only to who asks for a part", async () => {
     const deployment = new Deployment(servers);
     const run = (args: readonly string[], stdin: string | Uint8Array = "") =>
@@ -123,6 +146,8 @@ describe("the commands", () => {
       return tree_size === 3 && waiting_for_gap === 2;
     };
     await until("all chunks are committed", arrived, 20_000, 300);
+
+    expect((await run(["enqueue", `${id}-one`, "-"], "x")).stdout).toMatch(/^queued 1 chunk, 1 B;/);
 
     const refused = await run(["restore", id]);
     expect(refused).toMatchObject({ code: EXIT_USAGE, stdout: "" });
@@ -207,6 +232,12 @@ describe("the commands", () => {
       expect(stderr, args.join(" ")).toContain("--help");
     });
     await Promise.all(refusing);
+    expect((await run(["status", "bad:id"])).stderr).toMatch(
+      /^error: 'bad:id' is no valid session: it must be 1 to 100 /,
+    );
+    expect((await run(["restore", "s", "--from", "x"])).stderr).toMatch(
+      /^error: 'x' is not valid for --from <index>: it must be a whole number/,
+    );
     const help = await run(["--help"]);
     expect(help.code).toBe(0);
     for (const name of ["run", "demo", "enqueue", "finalize", "status", "restore", "config"])

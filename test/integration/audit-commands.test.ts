@@ -144,15 +144,30 @@ describe("proofs over MongoDB", () => {
         verified: false,
         file: null,
         reason: "not-the-expected-index",
+        code: "PROOF_INVALID",
+        message: "it is of another chunk than --index",
+        advice: "don't trust what it was to prove; get it again from its source",
       },
     );
   });
 
   test("`proof` refuses an index or size that the tree doesn't have, and doesn't overwrite a file", async () => {
     writeFileSync(join(folder, "there.json"), "mine");
-    expect((await run(["proof", session.id, "300"])).stderr).toContain("[PROOF_INVALID]");
-    expect((await run(["proof", session.id, "0", "--size", "301"])).code).toBe(1);
-    expect((await run(["proof", session.id, "0", "--size", "200", "--format", "tlog"])).code).toBe(1);
+    const wrong: readonly (readonly [readonly string[], string])[] = [
+      [["300"], "the tree has 300 leaves: there is no leaf 300, but from 0 to 299"],
+      [["200", "--size", "200"], "the tree has 200 leaves: there is no leaf 200, but from 0 to 199"],
+      [["0", "--size", "301"], "the tree has 300 leaves: there is none of size 301, but from 1 to 300"],
+      [["--consistency", "500"], "the tree has 300 leaves: there is none of size 500, but from 1 to 300"],
+      [
+        ["--consistency", "250", "--size", "200"],
+        "the tree has 200 leaves: a consistency proof can't begin at 250",
+      ],
+      [["0", "--size", "200", "--format", "tlog"], "--size: the newest signed checkpoint is of 300 leaves"],
+    ];
+    for (const [args, words] of wrong) {
+      const stderr = `error: ${words} [CONFIG_INVALID]\n`;
+      expect(await run(["proof", session.id, ...args])).toEqual({ code: 2, stdout: "", stderr });
+    }
     expect((await run(["proof", session.id, "0", "-o", "there.json"])).code).toBe(2);
     expect(readFileSync(join(folder, "there.json"), "utf8")).toBe("mine");
     expect((await run(["proof", session.id, "x"])).code).toBe(2);
@@ -237,6 +252,31 @@ describe("threads that check lines", () => {
 });
 
 describe("verify", () => {
+  test("refuses lines that aren't of the signed tree as what they are to an auditor", async () => {
+    const bytes = Buffer.from(session.files.get(session.names.chunks) ?? new Uint8Array(0));
+    const [first = "", second = "", ...rest] = bytes.toString("latin1").split("\n");
+    for (const lines of [
+      [second, first, ...rest],
+      [
+        first.replace(/"leaf_hash":"./, (text) => `${text.slice(0, -1)}${text.endsWith("0") ? "1" : "0"}`),
+        second,
+        ...rest,
+      ],
+    ]) {
+      const changed = Buffer.from(lines.join("\n"), "latin1");
+      expect(changed.equals(bytes)).toBe(false);
+      const files = folderWith(session.files, { [session.names.chunks]: changed });
+      expect(await verifySession(readFileSync(manifest), files, { pinnedKeys: [PINNED_KEY] })).toEqual({
+        ok: false,
+        refusal: expect.objectContaining({
+          part: "chunks file",
+          place: "line 1",
+          code: "MANIFEST_INVALID",
+        }) as unknown,
+      });
+    }
+  });
+
   test("accepts the session offline, with the key as text, in a file, or in a file of several", async () => {
     writeFileSync(join(folder, "key"), `${KEY}\n`);
     writeFileSync(join(folder, "keys"), `# auditors\n${"00".repeat(31)}01\n${KEY} # the worker\n`);
@@ -249,6 +289,11 @@ describe("verify", () => {
         expect.objectContaining({ exit: 0, verified: true, chunks: 300, blobs: "not checked" }),
       );
     }
+  });
+
+  test("says how to check the blobs too, with a folder or with MongoDB", async () => {
+    const { stdout } = await run(["verify", manifest, "--key", KEY]);
+    expect(stdout).toMatch(/^blobs +not checked \(--blobs FOLDER, or --data for those in MongoDB\)$/m);
   });
 
   test("without a pinned key it says so and exits with 2", async () => {
@@ -311,13 +356,12 @@ describe("another ENCRYPTION_KEY", () => {
     const args =
       name === "restore" ? [name, session.id, "--from", "0"] : [name, manifest, "--key", KEY, "--data"];
     const other = { ENCRYPTION_KEY: "hW3nZ8tK1vQx5rYb0sMd7fJc2gLp9aUe4iOoTtRr=" };
-    expect(await run(args, other)).toEqual({
-      code: 1,
-      stdout: "",
-      stderr:
-        "error: ENCRYPTION_KEY is not the key that this database's sessions are wrapped with: " +
-        "use that key, or another database [KEK_MISMATCH]\n",
-    });
+    const { code, stdout, stderr } = await run(args, other);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+    // No worker has claimed this database: its sessions say whose it is.
+    expect(stderr).toMatch(
+      /^error: ENCRYPTION_KEY opens none of the newest \d+ sessions' secrets: [^\n]* \[KEK_MISMATCH\]\n$/,
+    );
   });
 });
 

@@ -165,7 +165,7 @@ describe("small chunks, which go to a thread together", () => {
   });
 
   it("a chunk that hangs its thread keeps the others only for a part of the time that it is given", async () => {
-    const threads = cpuThreads({ threads: 2, workerUrl: POISON_URL, timeoutMs: 3_000 });
+    const threads = cpuThreads({ threads: 2, workerUrl: POISON_URL, timeoutMs: 9_000 });
     const ended: string[] = [];
     const bad = threads.seal(small(0, 0xfe)).catch((thrown: unknown) => {
       ended.push("bad");

@@ -162,6 +162,8 @@ const options = (more: Partial<FsckOptions> = {}): FsckOptions => ({
   repair: false,
   pinnedKeys: [PINNED_KEY],
   eventPendingMs: 30_000,
+  gapAlertMs: 60_000,
+  orphanBlobMs: HOUR_MS,
   signal: NEVER,
   ...more,
 });
@@ -293,6 +295,8 @@ describe("blobs", () => {
     expect(sealed.worst).toBe("warning");
     const open = await check({ moreBlobs, session: openRecord });
     expect(onlyFinding(open)).toMatchObject({ kind: "blob-orphan", severity: "info" });
+    const young = await check({ moreBlobs, options: { orphanBlobMs: 48 * HOUR_MS } });
+    expect(onlyFinding(young)).toMatchObject({ kind: "blob-orphan", severity: "info" });
   });
 
   test("an orphan that goes while it is looked at was the loser of a race, and is not told", async () => {
@@ -904,10 +908,20 @@ describe("a session that is being written to", () => {
   };
   const blobsOf = (...indexes: readonly number[]) => indexes.map((index) => `${id}:${index}:a1`);
 
-  test("has chunks behind a gap: an info", async () => {
+  test("has chunks behind a gap: an info; for long, a warning that says to send them again", async () => {
     const moreChunks = [later(303), later(305)];
-    const report = await check({ session: openRecord, moreChunks, moreBlobs: blobsOf(303, 305) });
-    expect(onlyFinding(report)).toMatchObject({
+    const world = { session: openRecord, moreChunks, moreBlobs: blobsOf(303, 305) };
+    const old = onlyFinding(await check(world));
+    expect(old).toMatchObject({
+      kind: "chunks-awaited",
+      severity: "warning",
+      place: { what: "chunk", index: 300, last: 302 },
+      problem: expect.stringMatching(
+        /^missing: 300–302, 304; 2 committed chunks wait behind, for \d+ s$/,
+      ) as unknown,
+    });
+    expect(old?.action).toMatch(/^send them again/);
+    expect(onlyFinding(await check({ ...world, options: { gapAlertMs: 48 * HOUR_MS } }))).toMatchObject({
       kind: "chunks-in-flight",
       severity: "info",
       place: { index: 303, last: 305 },

@@ -314,18 +314,18 @@ describe("what the tree doesn't have", () => {
     [0, 0],
     [0, 11],
     [0, 1.5],
-  ])("leaf %s at size %s is PROOF_INVALID", async (index, size) => {
+  ])("leaf %s at size %s is CONFIG_INVALID", async (index, size) => {
     const stores = await openSession(10);
-    await expect(proveInclusion(stores, session, index, size)).rejects.toEqual(withCode("PROOF_INVALID"));
+    await expect(proveInclusion(stores, session, index, size)).rejects.toEqual(withCode("CONFIG_INVALID"));
   });
 
   test.each([
     [0, 5],
     [6, 5],
     [5, 11],
-  ])("consistency from %i to %i is PROOF_INVALID", async (size1, size2) => {
+  ])("consistency from %i to %i is CONFIG_INVALID", async (size1, size2) => {
     const stores = await openSession(10);
-    await expect(proveConsistency(stores, session, size1, size2)).rejects.toEqual(withCode("PROOF_INVALID"));
+    await expect(proveConsistency(stores, session, size1, size2)).rejects.toEqual(withCode("CONFIG_INVALID"));
   });
 
   test("an unknown or empty session is SESSION_UNKNOWN", async () => {
