@@ -4,6 +4,7 @@ import { openExportFolder, SECRET_FILE } from "../adapters/file/export-folder.ts
 import { loadProcessConfig } from "../config.ts";
 import { sessionId } from "../core/ids.ts";
 import { keyRingOf } from "../key-ring.ts";
+import { requireKeyOf } from "./require-key.ts";
 import {
   type ExportableSession,
   type ExportedSession,
@@ -38,7 +39,9 @@ export function exportCommand(): Command {
           const exportable = await findExportable(stores, sessionId(session));
           const { session: record } = exportable;
           // Before anything is written: a secret that can't be had is known at once.
-          const secret = flags.secret ? exportSecrets(record, keyRingOf(config)) : undefined;
+          const secret = flags.secret
+            ? exportSecrets(record, await requireKeyOf(stores, keyRingOf(config)))
+            : undefined;
           const folder = await openExportFolder(flags.output, record.id);
           const bar = output.progress("export", record.tree.size, "chunks");
           try {

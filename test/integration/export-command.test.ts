@@ -215,7 +215,7 @@ describe("export refuses, and nothing appears under the folder's name:", () => {
   test("--secret without the KEK, with another one, and of a session whose secret is gone", async () => {
     const other = { ENCRYPTION_KEY: "H7Zr2vXw9LkT4mBn8sPd1fGh6jYc3aUe5iOo0RtN=" };
     await expectFailure([session.id, "-o", "none", "--secret"], "CONFIG_INVALID");
-    await expectFailure([session.id, "-o", "none", "--secret"], "SECRET_UNWRAP_FAILED", other);
+    await expectFailure([session.id, "-o", "none", "--secret"], "KEK_MISMATCH", other);
     expect(() => exportSecrets({ ...session.record, keys: [] }, KEY_RING)).toThrow(/shredded/);
     expect(readdirSync(folder).filter((name) => name.startsWith("none"))).toEqual([]);
   });
