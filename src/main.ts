@@ -26,7 +26,7 @@ import { CpuThreads } from "./adapters/threads/cpu-threads.ts";
 import { type Config, type LoadedConfig, loadProcessConfig, reloadable, restartRequired } from "./config.ts";
 import { toHex } from "./core/bytes.ts";
 import type { KeyRing } from "./core/encrypt/kek.ts";
-import { asLucidError, type ErrorCode, errorCodeOf, LucidError } from "./core/errors.ts";
+import { asLucidError, type ErrorCode, errorCodeOf, isOutage, LucidError } from "./core/errors.ts";
 import { createHealth, type Probes, startProbes } from "./health.ts";
 import { keyRingOf } from "./key-ring.ts";
 import { createNeighbours, eventQueuesOf } from "./neighbours.ts";
@@ -383,7 +383,7 @@ async function patiently<Connected>(
       metrics.set("dependency_up", { dependency: what }, 1);
       return connected;
     } catch (err) {
-      if (!["STORE_UNAVAILABLE", "QUEUE_UNAVAILABLE"].includes(errorCodeOf(err))) throw err;
+      if (!isOutage(err)) throw err;
       metrics.set("dependency_up", { dependency: what }, 0);
       const duration_ms = Math.round(clock.monotonicMs() - startedMs);
       log.event("waiting_for", { what, attempt, duration_ms, err });

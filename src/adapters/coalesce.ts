@@ -1,4 +1,4 @@
-import { LucidError } from "../core/errors.ts";
+import { isOutage, LucidError } from "../core/errors.ts";
 
 /**
  * Group commit: calls that come while a command is under way are gathered and go out together as the next one. An idle
@@ -99,9 +99,4 @@ async function sendBatch<Item, Result>(
     }
     for (const { reject } of batch) reject(thrown);
   }
-}
-
-function isOutage(thrown: unknown): boolean {
-  if (!(thrown instanceof LucidError)) return false;
-  return thrown.code === "STORE_UNAVAILABLE" || thrown.code === "QUEUE_UNAVAILABLE";
 }

@@ -5,6 +5,7 @@ import { FileFailure, writeFileAtomically } from "../adapters/file/atomic-files.
 import { blocksOf, openRegular, type RegularFile, readBounded } from "../adapters/file/regular-file.ts";
 import { type ErrorCode, LucidError } from "../core/errors.ts";
 import type { ManifestFolder } from "../pipeline/verify-session.ts";
+import { errnoOf } from "../adapters/file/errno.ts";
 
 // ---- what a command reads ----------------------------------------------------------------------------------
 
@@ -192,9 +193,4 @@ export function outputFailed(place: string, cause: unknown): LucidError {
   const code = errnoOf(cause);
   const why = WRITE_TROUBLE[code ?? ""] ?? code ?? "for an unknown reason";
   return new LucidError("OUTPUT_FAILED", `${place} could not be written to its end: ${why}`, { cause });
-}
-
-function errnoOf(thrown: unknown): string | undefined {
-  const code = (thrown as { readonly code?: unknown } | undefined)?.code;
-  return typeof code === "string" ? code : undefined;
 }

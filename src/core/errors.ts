@@ -96,6 +96,16 @@ export function errorCodeOf(thrown: unknown): ErrorCode {
   return thrown instanceof LucidError ? thrown.code : "INTERNAL";
 }
 
+/** A server that is away is no fault of whoever asks it: these are waited out, or asked again. */
+export const OUTAGE_CODES = [
+  "STORE_UNAVAILABLE",
+  "QUEUE_UNAVAILABLE",
+] as const satisfies readonly ErrorCode[];
+
+export function isOutage(thrown: unknown): thrown is LucidError {
+  return thrown instanceof LucidError && OUTAGE_CODES.some((code) => code === thrown.code);
+}
+
 /** Any thrown value as a LucidError; an unforeseen one keeps its text out of `message`. */
 export function asLucidError(thrown: unknown): LucidError {
   if (thrown instanceof LucidError) return thrown;

@@ -3,8 +3,9 @@ import { isKekOf, makeKekCheck } from "../core/encrypt/kek-check.ts";
 import { unwrapSecret } from "../core/encrypt/session-secret.ts";
 import { errorCodeOf, LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
-import type { SessionRecord, WrappedSecret } from "../schema/record.ts";
+import type { WrappedSecret } from "../schema/record.ts";
 import type { RandomBytes, ServiceStateStore, SessionListing, SessionStore } from "./ports.ts";
+import { readable } from "./readable.ts";
 
 /** The newest sessions of a database without a check value: they are the ones that jobs come for. */
 const SESSIONS_TRIED_MAX = 256;
@@ -107,6 +108,7 @@ async function trySecrets(
   known: ReadonlyMap<number, string>,
 ): Promise<SecretsTried> {
   const ids = await sessions.newest(SESSIONS_TRIED_MAX);
+  // A document of a newer version says nothing about the key, and must not keep a process from its start.
   const found = await Promise.all(ids.map((id) => readable(sessions.find(id))));
   let [opened, unopened] = [0, 0];
   for (const session of found) {
@@ -118,16 +120,6 @@ async function trySecrets(
     else if (outcomes.length > 0) unopened += 1;
   }
   return { opened, unopened };
-}
-
-/** A document of a newer version says nothing about the key, and must not keep a process from its start. */
-async function readable(found: Promise<SessionRecord | undefined>): Promise<SessionRecord | undefined> {
-  try {
-    return await found;
-  } catch (thrown) {
-    if (errorCodeOf(thrown) === "DOCUMENT_UNREADABLE") return undefined;
-    throw thrown;
-  }
 }
 
 function opensSecret(sessionId: SessionId, { keyVersion, wrapped }: WrappedSecret, kek: Uint8Array): boolean {

@@ -1,4 +1,4 @@
-import { type ErrorCode, LucidError } from "../core/errors.ts";
+import { type ErrorCode, isOutage, LucidError } from "../core/errors.ts";
 import type { Clock, Observer } from "./ports.ts";
 
 /** First and longest pause between two tries while a server is away. */
@@ -46,13 +46,6 @@ export function createPatience(clock: Clock, observer: Observer): Patience {
       pauseMs = Math.min(pauseMs * 2, PAUSE_MAX_MS);
     }
   };
-}
-
-function isOutage(thrown: unknown): thrown is LucidError {
-  return (
-    thrown instanceof LucidError &&
-    (thrown.code === "STORE_UNAVAILABLE" || thrown.code === "QUEUE_UNAVAILABLE")
-  );
 }
 
 function elapsed(clock: Clock, sinceMs: number): number {

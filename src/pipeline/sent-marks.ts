@@ -4,6 +4,7 @@ import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import type { BackgroundWork } from "./relay-events.ts";
 import type { Patience } from "./patience.ts";
 import type { ChunkStore, Clock, EventPublisher, Observer, SessionStore } from "./ports.ts";
+import { readable } from "./readable.ts";
 
 /**
  * How long an event must have been in Redis before it counts as sent. With `appendfsync everysec` Redis loses up to two
@@ -158,21 +159,11 @@ export class SentMarks {
   /** A conflict leaves the event `pending`: it may be that of a sweeper which has just made it so. */
   async #markSession({ session: { id }, event }: Announced & { readonly kind: "session" }): Promise<void> {
     const { sessions } = this.#ports;
-    const session = await this.#unlessUnreadable(sessions.find(id));
+    // One that can't be read has a mark less; those beside it have theirs.
+    const session = await readable(sessions.find(id), (thrown) => this.#reportLost(thrown));
     const state = event === "sealed" ? session?.sealedEvent : session?.anchoredEvent;
     if (session === undefined || state !== "pending") return;
     await sessions.replace(id, session.version, { kind: `${event}-event-sent` });
-  }
-
-  /** A session that can't be read has a mark less; those beside it have theirs. */
-  async #unlessUnreadable(found: Promise<SessionRecord | undefined>): Promise<SessionRecord | undefined> {
-    try {
-      return await found;
-    } catch (thrown) {
-      if (errorCodeOf(thrown) !== "DOCUMENT_UNREADABLE") throw thrown;
-      this.#reportLost(thrown);
-      return undefined;
-    }
   }
 
   /** Reads the marker; of marks that were tried under another one, the events become `pending` again. */

@@ -1,6 +1,6 @@
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
-import { ERROR_DISPOSITIONS, type ErrorCode } from "../core/errors.ts";
+import { ERROR_DISPOSITIONS, type ErrorCode, OUTAGE_CODES } from "../core/errors.ts";
 
 /*
  * Metrics for Prometheus: one prefix, base units, `_total` for counters, and labels from closed sets only, so that the
@@ -41,8 +41,6 @@ const REFUSED_CODES = [
   "TREE_CORRUPT",
   "SECRET_UNWRAP_FAILED",
 ] as const satisfies readonly ErrorCode[];
-/** What patience waits out. */
-const OUTAGE_CODES = ["STORE_UNAVAILABLE", "QUEUE_UNAVAILABLE"] as const satisfies readonly ErrorCode[];
 /** What a manifest, and with it a session, can wait for. */
 const CLOSING_CODES = [
   "SESSION_UNKNOWN",

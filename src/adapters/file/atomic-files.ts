@@ -3,6 +3,7 @@ import { type FileHandle, link, open, readdir, rename, rm, stat, unlink } from "
 import { dirname, join } from "node:path";
 import { randomBytes } from "node:crypto";
 import { LucidError } from "../../core/errors.ts";
+import { errnoOf } from "./errno.ts";
 
 /*
  * Files that appear whole or not at all. On the way a file is `.{name}.{32 hex}.partial` in the same folder, which no reader
@@ -385,8 +386,4 @@ function unusable(thrown: unknown): LucidError {
   const what = WHAT_TO_DO[errnoOf(thrown) ?? ""] ?? "can't be used";
   const message = `the manifest directory ${what}; see LUCID_MANIFEST_PATH`;
   return new LucidError("MANIFEST_DIRECTORY_UNUSABLE", message, { cause: thrown });
-}
-
-function errnoOf(thrown: unknown): string | undefined {
-  return (thrown as NodeJS.ErrnoException | undefined)?.code;
 }

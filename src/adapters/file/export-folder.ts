@@ -7,6 +7,7 @@ import type { SessionId } from "../../core/ids.ts";
 import type { ExportTarget } from "../../pipeline/export-session.ts";
 import { FileFailure, isPartialName, syncFolder, writeFileAtomically } from "./atomic-files.ts";
 import { openRegular, readBounded } from "./regular-file.ts";
+import { errnoOf } from "./errno.ts";
 
 /*
  * An export grows in `<folder>.<session>.partial` and gets its name when it is complete, in one step. What an attempt that was
@@ -224,8 +225,4 @@ function unusable(thrown: unknown): LucidError {
   if (thrown instanceof LucidError) return thrown;
   const what = WHAT_TO_DO[errnoOf(thrown) ?? ""] ?? "can't be used";
   return new LucidError("OUTPUT_FAILED", `the output folder ${what}`, { cause: thrown });
-}
-
-function errnoOf(thrown: unknown): string | undefined {
-  return (thrown as NodeJS.ErrnoException | undefined)?.code;
 }

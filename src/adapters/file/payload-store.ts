@@ -6,6 +6,7 @@ import { isId, type SessionId } from "../../core/ids.ts";
 import type { PayloadStore } from "../../pipeline/ports.ts";
 import type { PayloadRef } from "../../schema/job.ts";
 import { openRegular, readBounded } from "./regular-file.ts";
+import { errnoOf } from "./errno.ts";
 
 const FOLDER_MODE = 0o700;
 const FILE_MODE = 0o600;
@@ -138,8 +139,4 @@ function unavailable(thrown: unknown): LucidError {
 
 function forbidden(message: string): LucidError {
   return new LucidError("PAYLOAD_REF_FORBIDDEN", message);
-}
-
-function errnoOf(thrown: unknown): string | undefined {
-  return (thrown as NodeJS.ErrnoException | undefined)?.code;
 }

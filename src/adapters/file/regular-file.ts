@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
+import { errnoOf } from "./errno.ts";
 
 /*
  * Files that somebody else put there. A path says nothing about what is behind it, and what it says can change between two
@@ -44,7 +45,7 @@ async function openToLook(path: string, flags: number): Promise<FileHandle | und
   try {
     return await open(path, flags);
   } catch (thrown) {
-    if ((thrown as NodeJS.ErrnoException).code === "ENXIO") return undefined;
+    if (errnoOf(thrown) === "ENXIO") return undefined;
     throw thrown;
   }
 }
