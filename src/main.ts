@@ -250,7 +250,10 @@ function createAdapters({ config, log, metrics }: Parts, observer: JobObserver) 
       log.event("thread_replaced", { reason, err: event.error });
     },
   });
-  const redisPayloads = createRedisPayloadStore(target);
+  const redisPayloads = createRedisPayloadStore({
+    ...target,
+    readBytesMax: config.limits.chunkBytesMax,
+  });
   return {
     threads,
     redisPayloads,

@@ -131,7 +131,11 @@ describe("PayloadStore", () => {
   describe("over Redis", () => {
     let redis: RedisPayloadStore;
     beforeAll(async () => {
-      redis = createRedisPayloadStore({ url: servers.redisUrl, onError: () => undefined });
+      redis = createRedisPayloadStore({
+        readBytesMax: 1_048_576,
+        url: servers.redisUrl,
+        onError: () => undefined,
+      });
       // It fails fast while it connects; the pipeline's patience asks again, and so do we.
       const session = servers.sessionId("first") as SessionId;
       await vi.waitFor(() => redis.read(session, inRedis(session, "a"), 1));

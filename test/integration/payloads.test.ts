@@ -1,6 +1,8 @@
 import { execFileSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { type AddressInfo, connect, createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Redis } from "ioredis";
@@ -16,6 +18,7 @@ const servers = testServers();
 const session = sessionId(servers.sessionId("a"));
 const other = sessionId(servers.sessionId("b"));
 const TTL_SECONDS = 60;
+const READ_BYTES_MAX = 3 * 1024 * 1024;
 
 async function codeOf(call: Promise<unknown>): Promise<ErrorCode> {
   try {
@@ -32,6 +35,47 @@ function digest(bytes: Uint8Array | undefined): string {
     .digest("hex");
 }
 
+/** Passes bytes on between a client and Redis, until it is told to stop in the middle. */
+class CuttingProxy {
+  readonly url: string;
+  readonly #server: Server;
+  #left = Number.POSITIVE_INFINITY;
+
+  private constructor(server: Server) {
+    this.#server = server;
+    this.url = `redis://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  }
+
+  static async to(redisUrl: string): Promise<CuttingProxy> {
+    const { hostname, port } = new URL(redisUrl);
+    const server = createServer((client) => {
+      const redis = connect(Number(port), hostname);
+      client.pipe(redis);
+      redis.on("data", (bytes: Buffer) => {
+        client.write(bytes.subarray(0, Math.min(bytes.byteLength, proxy.#left)));
+        proxy.#left -= bytes.byteLength;
+        if (proxy.#left > 0) return;
+        proxy.#left = Number.POSITIVE_INFINITY;
+        redis.destroy();
+        client.end();
+      });
+      client.on("close", () => redis.destroy());
+      for (const socket of [client, redis]) socket.on("error", () => undefined);
+    });
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    const proxy = new CuttingProxy(server);
+    return proxy;
+  }
+
+  cutAfter(byteLength: number): void {
+    this.#left = byteLength;
+  }
+
+  async close(): Promise<void> {
+    await once(this.#server.close(), "close");
+  }
+}
+
 describe("payloads in Redis", () => {
   let store: RedisPayloadStore;
   let redis: Redis;
@@ -39,12 +83,69 @@ describe("payloads in Redis", () => {
 
   beforeAll(async () => {
     redis = new Redis(servers.redisUrl);
-    store = createRedisPayloadStore({ url: servers.redisUrl, onError: (where) => errors.push(where) });
+    store = createRedisPayloadStore({
+      readBytesMax: READ_BYTES_MAX,
+      url: servers.redisUrl,
+      onError: (where) => errors.push(where),
+    });
     await store.waitUntilReady(5_000);
   });
   afterAll(async () => {
     await store.close();
     redis.disconnect();
+  });
+
+  test("values of all sizes, asked for at once and again and again, come back each as it was", async () => {
+    const sizes = [1, 5_000, 65_530, 262_100, 262_150, 300_000, READ_BYTES_MAX - 1, READ_BYTES_MAX];
+    const values = await Promise.all(
+      sizes.map(async (size) => {
+        const bytes = randomBytes(size);
+        return {
+          size,
+          ref: await store.write(session, `m-${size}`, bytes, TTL_SECONDS),
+          digest: digest(bytes),
+        };
+      }),
+    );
+    for (let round = 0; round < 5; round++) {
+      const shuffled = [...values, ...values].toSorted(
+        (a, b) => ((a.size * (round + 7)) % 13) - ((b.size * 3) % 11),
+      );
+      const read = await Promise.all(
+        shuffled.map(async ({ size, ref }) => digest(await store.read(session, ref, size))),
+      );
+      expect(read).toEqual(shuffled.map((value) => value.digest));
+    }
+  });
+
+  test("after a connection that was cut in the middle of a value the next one comes back as it is", async () => {
+    const bytes = randomBytes(READ_BYTES_MAX);
+    const ref = await store.write(session, "cut", bytes, TTL_SECONDS);
+    const proxy = await CuttingProxy.to(servers.redisUrl);
+    const reader = createRedisPayloadStore({
+      readBytesMax: READ_BYTES_MAX,
+      url: proxy.url,
+      onError: () => undefined,
+    });
+    for (const afterBytes of [1_000_000, 300_001, 2_999_999]) {
+      expect(await reader.waitUntilReady(5_000)).toBe(true);
+      expect(digest(await reader.read(session, ref, READ_BYTES_MAX))).toBe(digest(bytes));
+      proxy.cutAfter(afterBytes);
+      expect(await codeOf(reader.read(session, ref, READ_BYTES_MAX))).toBe("QUEUE_UNAVAILABLE");
+    }
+    expect(await reader.waitUntilReady(5_000)).toBe(true);
+    expect(digest(await reader.read(session, ref, READ_BYTES_MAX))).toBe(digest(bytes));
+    await reader.close();
+    await proxy.close();
+  });
+
+  test("a payload that may be larger than the store was made for isn't asked for", async () => {
+    const ref = await store.write(session, "large", randomBytes(10), TTL_SECONDS);
+    expect(await codeOf(store.read(session, ref, READ_BYTES_MAX + 1))).toBe("INTERNAL");
+    const writer = createRedisPayloadStore({ url: servers.redisUrl, onError: () => undefined });
+    await writer.waitUntilReady(5_000);
+    expect(await codeOf(writer.read(session, ref, 1))).toBe("INTERNAL");
+    await writer.close();
   });
 
   test.each([1, 100, 4096, 65_536, 1024 * 1024, 3 * 1024 * 1024])(
@@ -121,6 +222,7 @@ describe("payloads in Redis", () => {
 
   test("without a server every call fails at once with QUEUE_UNAVAILABLE, and closing ends", async () => {
     const unreachable = createRedisPayloadStore({
+      readBytesMax: READ_BYTES_MAX,
       url: "redis://127.0.0.1:1",
       onError: (where) => errors.push(where),
     });

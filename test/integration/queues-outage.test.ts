@@ -244,7 +244,11 @@ test("events published through an outage arrive once each, and a caller is told 
 test("a publisher and a payload store made while Redis is away work when it comes", async () => {
   await killRedis();
   const events = publisher();
-  const payloads = createRedisPayloadStore({ url: url(), onError: () => undefined });
+  const payloads = createRedisPayloadStore({
+    readBytesMax: 1024 * 1024,
+    url: url(),
+    onError: () => undefined,
+  });
   closers.push(() => payloads.close());
   await sleep(1_500);
   await startRedis();

@@ -37,7 +37,11 @@ beforeAll(async () => {
   redis = new Redis(servers.redisUrl, { maxRetriesPerRequest: null });
   root = mkdtempSync(join(tmpdir(), "session-processor-producer-"));
   files = createFilePayloadStore(root);
-  payloads = createRedisPayloadStore({ url: servers.redisUrl, onError: () => undefined });
+  payloads = createRedisPayloadStore({
+    readBytesMax: 4 * 1024 * 1024,
+    url: servers.redisUrl,
+    onError: () => undefined,
+  });
   await payloads.waitUntilReady(5_000);
 });
 afterAll(async () => {

@@ -1,6 +1,7 @@
 import { Redis, type RedisOptions } from "ioredis";
 import type { ErrorCode } from "../../core/errors.ts";
 import { asRedisError, redisErrorCode } from "./errors.ts";
+import { ringConnector } from "./ring-connector.ts";
 
 /** Hears of every error that a connection, queue or worker emits; often, so the listener limits the rate. */
 export type OnError = (where: string, code: ErrorCode) => void;
@@ -105,6 +106,18 @@ export function waitingClient({ url, onError }: RedisTarget, where: string): Own
 
 export function failFastClient({ url, onError }: RedisTarget, where: string): OwnedRedis {
   return new OwnedRedis(url, where, FAILS_FAST, onError);
+}
+
+/**
+ * As failFastClient, for values of up to `valueBytesMax` bytes, at the cost of twice that much memory. A value is to be copied in
+ * the turn that brings it, unless it is alone in its ArrayBuffer.
+ */
+export function valueClient({ url, onError }: RedisTarget, where: string, valueBytesMax: number): OwnedRedis {
+  // Over TLS the bytes pass through memory of its own anyway; a socket in the file system is nobody's way to a Redis with payloads.
+  const options = url.startsWith("redis://")
+    ? { ...FAILS_FAST, Connector: ringConnector(valueBytesMax) }
+    : FAILS_FAST;
+  return new OwnedRedis(url, where, options, onError);
 }
 
 const CHECK_MS = 2_000;

@@ -4,13 +4,18 @@ import { isId, type SessionId } from "../../core/ids.ts";
 import type { PayloadStore } from "../../pipeline/ports.ts";
 import type { PayloadRef } from "../../schema/job.ts";
 import { coalesce } from "../coalesce.ts";
-import { closeClient, failFastClient, type RedisTarget, waitUntilReady } from "./client.ts";
+import { closeClient, failFastClient, type RedisTarget, valueClient, waitUntilReady } from "./client.ts";
 import { asRedisError, throwRedisError } from "./errors.ts";
 
 /** Keys of one UNLINK. Redis frees them in the background. */
 const UNLINK_COUNT_MAX = 256;
 /** No job waits for its payload to go: a while of them goes together. */
 const UNLINK_LINGER_MS = 20;
+
+export interface RedisPayloadStoreOptions extends RedisTarget {
+  /** The largest `bytesMax` of a read. Absent: the store is only written to. */
+  readonly readBytesMax?: number;
+}
 
 export interface RedisPayloadStore extends PayloadStore {
   /** Puts bytes under a key that only jobs of this session may name; gone after `ttlSeconds` at the latest. */
@@ -27,8 +32,13 @@ export interface RedisPayloadStore extends PayloadStore {
  * Claim checks in Redis (contract §3), over a connection of its own: behind a megabyte of payload the renewal of
  * job locks would have to wait.
  */
-export function createRedisPayloadStore(target: RedisTarget): RedisPayloadStore {
-  const client = failFastClient(target, "payloads");
+export function createRedisPayloadStore(options: RedisPayloadStoreOptions): RedisPayloadStore {
+  const { readBytesMax } = options;
+  const client =
+    readBytesMax === undefined
+      ? failFastClient(options, "payloads")
+      : // A read asks for one byte more than it is to bring.
+        valueClient(options, "payloads", readBytesMax + 1);
   const unlink = coalesce<string, void>({
     send: async (keys) => {
       await unlinkBySession(keys, (own) => client.unlink(...own)).catch(throwRedisError);
@@ -42,6 +52,12 @@ export function createRedisPayloadStore(target: RedisTarget): RedisPayloadStore 
   return {
     async read(session, ref, bytesMax) {
       const key = ownKey(session, ref);
+      if (readBytesMax === undefined || bytesMax > readBytesMax) {
+        throw new LucidError(
+          "INTERNAL",
+          "a payload is asked for that may be larger than its store was made for",
+        );
+      }
       try {
         // One byte more than allowed, never the whole of a value that is too large. An absent key reads as empty.
         const bytes = await client.getrangeBuffer(key, 0, bytesMax);
@@ -110,7 +126,7 @@ async function unlinkBySession(
 
 /**
  * Memory that can be handed to a thread. ioredis joins a value that came in several reads into memory of its own, which
- * is returned as it is; a small one is a view of the socket's buffer, shared with other replies, and copied.
+ * is returned as it is; one that came in a single read is a view of what was read, shared with other replies, and copied.
  */
 function wholeBuffer(bytes: Uint8Array): Uint8Array {
   const whole = bytes.byteOffset === 0 && bytes.byteLength === bytes.buffer.byteLength;
