@@ -287,10 +287,10 @@ function createConsumers(
     concurrency: queues.concurrency,
     limits: { chunkBytesMax: config.limits.chunkBytesMax, defaultCompression: config.compression },
     announce: (event, signal) => pipeline.announce(event, signal),
-    async process(task, { signal }) {
+    async process(task, { signal, isFirstDelivery }) {
       const chunk =
         task.kind === "chunk"
-          ? await pipeline.processChunk(task.job, signal)
+          ? await pipeline.processChunk(task.job, signal, isFirstDelivery)
           : await pipeline.finishStub(task.stub, signal);
       return returnOf(chunk);
     },

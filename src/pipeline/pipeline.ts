@@ -70,7 +70,7 @@ export interface PipelineOptions {
 }
 
 export interface Pipeline {
-  processChunk(job: ChunkJob, signal: AbortSignal): Promise<ChunkRecord>;
+  processChunk(job: ChunkJob, signal: AbortSignal, isFirstDelivery?: boolean): Promise<ChunkRecord>;
   finishStub(stub: CommittedStub, signal: AbortSignal): Promise<ChunkRecord>;
   chunkStanding(task: ChunkTask | NamedChunk, signal: AbortSignal): Promise<ChunkStanding>;
   finalizeSession(job: FinalizeJob, signal: AbortSignal): Promise<SessionRecord>;
@@ -125,7 +125,7 @@ export function createPipeline(
     limits: { ...options, attemptAgeMaxMs: options.orphanBlobMs / 2 },
   };
   return {
-    processChunk: (job, signal) => processChunk(chunkPipeline, job, signal),
+    processChunk: (job, signal, isFirst) => processChunk(chunkPipeline, job, signal, isFirst),
     finishStub: (stub, signal) => finishStub(chunkPipeline, stub, signal),
     chunkStanding: (task, signal) => chunkStanding(chunkPipeline, task, signal),
     finalizeSession: (job, signal) => finalizeSession(chunkPipeline, job, signal),

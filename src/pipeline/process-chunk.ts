@@ -43,17 +43,18 @@ export interface ChunkLimits {
 
 /**
  * The write path of contract §5: one chunk from its job to its event, with exactly one effect however often the job
- * is delivered and wherever a process dies.
+ * is delivered and wherever a process dies. `isFirstDelivery` saves work and decides nothing: it may be wrong (decision 15).
  */
 export async function processChunk(
   pipeline: ChunkPipeline,
   delivered: ChunkJob,
   signal: AbortSignal,
+  isFirstDelivery = false,
 ): Promise<ChunkRecord> {
   const job = withInlineDigest(delivered);
 
-  // 1. Is it committed already?
-  const committed = await findChunk(pipeline, job.sessionId, job.index, signal);
+  // 1. Is it committed already? A first delivery hardly ever is: it isn't asked for, and step 4 says so if it is.
+  const committed = isFirstDelivery ? undefined : await findChunk(pipeline, job.sessionId, job.index, signal);
   if (committed !== undefined) return finishRepeat(pipeline, job, committed, signal);
   // Dies here: nothing is written. The job's lock runs out and the job is delivered again; so it is up to step 4.
 

@@ -157,7 +157,7 @@ describe("a chunk job that goes well", () => {
     const tasks: ChunkTask[] = [];
     startChunks((task) => {
       tasks.push(task);
-      return succeed(task, { jobId: "", attempt: 1, signal: new AbortController().signal });
+      return Promise.resolve(done(task));
     }, recorded);
     const job = await untilState(
       chunkQueue,
@@ -553,10 +553,12 @@ describe("a chunk job that loses its worker", () => {
     const { promise: thaw, resolve: thawed } = Promise.withResolvers<void>();
     let deliveries = 0;
     const finished: number[] = [];
+    const first: boolean[] = [];
     startChunks(
       async (task, context) => {
         deliveries += 1;
         const delivery = deliveries;
+        first.push(context.isFirstDelivery);
         if (delivery === 1) {
           // As if this process were frozen: its lock is gone, and the stalled check gives the job to somebody else.
           await redis.del(chunkQueue.toKey("1:lock"));
@@ -574,6 +576,7 @@ describe("a chunk job that loses its worker", () => {
     const job = await chunkQueue.add("process-chunk", chunkData(1));
     await untilState(chunkQueue, job, "completed");
     expect(finished).toEqual([2]);
+    expect(first).toEqual([true, false]);
     expect(recorded.stalled).toEqual([job.id]);
     expect(recorded.errors).toContain("session-chunks put off: INTERNAL");
   });

@@ -422,7 +422,9 @@ class Simulation {
       source.kind === "inline"
         ? { ...work.job, source: { kind: "inline", bytes: work.bytes.slice() } }
         : work.job;
-    const chunk = await worker.pipeline.processChunk(delivered, signal);
+    // What the queue says of it must not matter: it is wrong now and then.
+    const isFirstDelivery = (job.tries === 1) !== this.#random.chance(0.2);
+    const chunk = await worker.pipeline.processChunk(delivered, signal, isFirstDelivery);
     this.#witness.returned(chunk);
     if (!this.#witness.holds(work.job, work.bytes))
       this.#witness.violation(`${job.name}: done, with other bytes`);

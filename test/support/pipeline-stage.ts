@@ -100,6 +100,11 @@ export class PipelineStage {
     return this.run(worker.pipeline.processChunk(job, signal));
   }
 
+  /** As a job that the queue has never handed out before. */
+  processFirst(job: ChunkJob, worker = this.worker()): Promise<ChunkRecord> {
+    return this.run(worker.pipeline.processChunk(job, NEVER, true));
+  }
+
   finalize(chunkCount: number, worker = this.worker()): Promise<SessionRecord> {
     return this.run(worker.pipeline.finalizeSession(this.finalizeJob(chunkCount), NEVER));
   }

@@ -293,6 +293,47 @@ describe("a repeat", () => {
   });
 });
 
+describe("a job that is handed out for the first time", () => {
+  test("is not looked up", async () => {
+    const stage = new PipelineStage();
+    await stage.processFirst(stage.chunkJob(0));
+    expect(stage.count("chunks.find")).toBe(0);
+    expect(stage.committed(0)).toMatchObject({ index: 0 });
+  });
+
+  test("adopts a chunk that another job has committed, and leaves no blob of its own", async () => {
+    const stage = new PipelineStage(2);
+    await stage.sweep();
+    const first = await stage.processFirst(stage.chunkJob(0), stage.worker(0));
+    await stage.rest();
+    const again = await stage.processFirst(stage.chunkJob(0), stage.worker(1));
+    expect(again).toEqual({ ...first, eventState: "sent" });
+    expect(await stage.blobIds()).toEqual([first.blobId]);
+    expect(stage.count("events.publish")).toBe(1);
+    expect(await stage.record()).toMatchObject({ tree: { size: 1 } });
+  });
+
+  test.for([
+    ["other bytes", { text: "forged" }],
+    ["another chunk id", { chunkId: "sess-1-chunk-000099" as ChunkId }],
+  ] as const)("with %s is a conflict; the first stays, and no blob is left", async ([, change]) => {
+    const stage = new PipelineStage();
+    const first = await stage.processFirst(stage.chunkJob(0));
+    await expect(stage.processFirst(stage.chunkJob(0, change))).rejects.toEqual(code("CHUNK_CONFLICT"));
+    await stage.rest();
+    expect(stage.committed(0)).toMatchObject({ blobId: first.blobId, leafHash: first.leafHash });
+    expect(await stage.blobIds()).toEqual([first.blobId]);
+  });
+
+  test("adopts a chunk of a session that is sealed by now", async () => {
+    const stage = new PipelineStage();
+    const first = await stage.processFirst(stage.chunkJob(0));
+    await stage.finalize(1);
+    expect(await stage.processFirst(stage.chunkJob(0))).toMatchObject({ blobId: first.blobId });
+    expect(stage.count("blobs.insert")).toBe(1);
+  });
+});
+
 /** Another process does the whole job while the stage's own worker stands still: same stores, no faults, no time. */
 async function otherDoes(
   stage: PipelineStage,

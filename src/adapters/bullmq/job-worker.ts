@@ -39,6 +39,8 @@ export interface JobContext {
   readonly jobId: string;
   /** 1 for the first. */
   readonly attempt: number;
+  /** Nobody was given the job before. Of another job for the same thing it says nothing. */
+  readonly isFirstDelivery: boolean;
   /** Fires when the job must end now, to be released. */
   readonly signal: AbortSignal;
 }
@@ -232,7 +234,12 @@ class JobConsumer implements Consumer {
 
   async #process(job: Job<unknown, unknown, string>, token: string, signal: AbortSignal): Promise<unknown> {
     const startedMs = this.#options.clock.monotonicMs();
-    const context = { jobId: repeatableJobId(job.id ?? ""), attempt: job.attemptsMade + 1, signal };
+    const context: JobContext = {
+      jobId: repeatableJobId(job.id ?? ""),
+      attempt: job.attemptsMade + 1,
+      isFirstDelivery: job.attemptsStarted === 1,
+      signal,
+    };
     const tell: Tell = (outcome, error) =>
       this.#options.observer.onOutcome({
         queue: this.#kind.queue,
