@@ -64,7 +64,7 @@ export async function relaySessionSealed(
   if (session.sealedEvent !== "pending") return;
   await relaySessionEvent(
     ports,
-    { kind: "session", session, event: "sealed" },
+    { kind: "session", session: session.id, event: "sealed" },
     sessionSealedEvent(session),
     signal,
   );
@@ -78,7 +78,7 @@ export async function relaySessionAnchored(
   signal: AbortSignal,
 ): Promise<void> {
   if (session.anchoredEvent !== "pending") return;
-  await relaySessionEvent(ports, { kind: "session", session, event: "anchored" }, event, signal);
+  await relaySessionEvent(ports, { kind: "session", session: session.id, event: "anchored" }, event, signal);
 }
 
 async function relaySessionEvent(

@@ -1,9 +1,8 @@
 import { errorCodeOf } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
-import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import type { BackgroundWork } from "./relay-events.ts";
 import type { Patience } from "./patience.ts";
-import type { ChunkStore, Clock, EventPublisher, Observer, SessionStore } from "./ports.ts";
+import type { ChunkKey, ChunkStore, Clock, EventPublisher, Observer, SessionStore } from "./ports.ts";
 import { readable } from "./readable.ts";
 
 /**
@@ -26,10 +25,10 @@ export interface RedisSeen {
   readonly marker: string | undefined;
 }
 
-/** A record that carries the state of an event. */
+/** Whose record carries the state of an event. */
 export type Announced =
-  | { readonly kind: "chunk"; readonly chunk: ChunkRecord }
-  | { readonly kind: "session"; readonly session: SessionRecord; readonly event: "sealed" | "anchored" };
+  | { readonly kind: "chunk"; readonly chunk: ChunkKey }
+  | { readonly kind: "session"; readonly session: SessionId; readonly event: "sealed" | "anchored" };
 
 interface AwaitedMark {
   readonly eventId: string;
@@ -89,7 +88,7 @@ export class SentMarks {
     const { clock, background, observer } = this.#ports;
     if (this.#awaited.length >= AWAITED_MAX) return;
     const dueMs = Math.ceil((clock.monotonicMs() + MARK_DELAY_MS) / MARK_STEP_MS) * MARK_STEP_MS;
-    this.#awaited.push({ eventId, of, seen, dueMs });
+    this.#awaited.push({ eventId, of: keyOf(of), seen, dueMs });
     this.#underWay.set(eventId, seen);
     if (this.#isRunning) return;
     this.#isRunning = true;
@@ -157,7 +156,7 @@ export class SentMarks {
   }
 
   /** A conflict leaves the event `pending`: it may be that of a sweeper which has just made it so. */
-  async #markSession({ session: { id }, event }: Announced & { readonly kind: "session" }): Promise<void> {
+  async #markSession({ session: id, event }: Announced & { readonly kind: "session" }): Promise<void> {
     const { sessions } = this.#ports;
     // One that can't be read has a mark less; those beside it have theirs.
     const session = await readable(sessions.find(id), (thrown) => this.#reportLost(thrown));
@@ -175,11 +174,18 @@ export class SentMarks {
     for (const { of, seen } of tried) {
       if (seen.marker === marker) continue;
       if (of.kind === "session") {
-        await sessions.reopenEvents(of.session.id);
+        await sessions.reopenEvents(of.session);
         continue;
       }
       lost.add(of.chunk.sessionId);
     }
     for (const session of lost) await chunks.reopenEvents(session, since);
   }
+}
+
+/** Thousands wait here for seconds: a whole record each would be what grows old in the heap. */
+function keyOf(of: Announced): Announced {
+  if (of.kind === "session") return of;
+  const { sessionId, index } = of.chunk;
+  return { kind: "chunk", chunk: { sessionId, index } };
 }
