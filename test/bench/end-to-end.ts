@@ -12,7 +12,7 @@ import { OutsideLoad, rssBytes, rssPeakBytes } from "./machine.ts";
 import { type DataKind, sampleChunk } from "./sample-data.ts";
 
 /** Chunks of a run that are not counted: connections, compilation and the first key derivation are in them. */
-const WARM_UP_SHARE = 0.15;
+const WARM_UP_SHARE = 0.25;
 const SAMPLES = 64;
 const RSS_INTERVAL_MS = 50;
 const RUN_TIMEOUT_MS = 300_000;

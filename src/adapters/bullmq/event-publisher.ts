@@ -37,7 +37,7 @@ export interface BullmqEventPublisher extends EventPublisher {
 export function createEventPublisher(options: EventPublisherOptions): BullmqEventPublisher {
   const client = failFastClient(options, "events");
   const queues = options.queues.map((name) => openQueue(name, client, options));
-  const toJob = (event: LucidEvent) => ({
+  const toJob = (event: LucidEvent): EventJob => ({
     name: event.type,
     data: event,
     opts: eventOptions(event.event_id, options.retention),
@@ -46,7 +46,7 @@ export function createEventPublisher(options: EventPublisherOptions): BullmqEven
   const add = coalesce<LucidEvent, void>({
     send: async (events) => {
       const jobs = events.map(toJob);
-      await Promise.all(queues.map((queue) => queue.addBulk(jobs))).catch(throwRedisError);
+      await Promise.all(queues.map((queue) => addAll(queue, jobs))).catch(throwRedisError);
       return events.map(() => undefined);
     },
     itemsMax: BATCH_COUNT_MAX,
@@ -111,6 +111,19 @@ function openQueue(
   // The client's own listener reports; this one keeps BullMQ from throwing.
   queue.on("error", () => undefined);
   return queue;
+}
+
+interface EventJob {
+  readonly name: string;
+  readonly data: LucidEvent;
+  readonly opts: JobsOptions;
+}
+
+/** One alone goes without ioredis' pipeline, which defines all of BullMQ's scripts anew each time. */
+async function addAll(queue: Queue, jobs: readonly EventJob[]): Promise<void> {
+  const [first, ...others] = jobs;
+  if (first !== undefined && others.length === 0) await queue.add(first.name, first.data, first.opts);
+  else await queue.addBulk([...jobs]);
 }
 
 function eventOptions(eventId: string, retention: Retention): JobsOptions {
