@@ -56,7 +56,7 @@ const SWEEP_JITTER = 0.2;
 const BACKLOG_FRESH_SWEEPS = 3;
 const BACKLOG_FRESH_MS_MIN = 60_000;
 /** How far garbage may take a heap beyond what was alive in it at the last collection (decision 12). */
-const HEAP_GROWTH_PERCENT = 75;
+const HEAP_GROWTH_PERCENT = 40;
 /** After the deadline of the jobs, for connections to close; then the process ends as it is. */
 const CLOSE_GRACE_MS = 4_000;
 

@@ -8,7 +8,7 @@ import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
 import { startLocalServers } from "../../deploy/local/servers.ts";
 import { formatTable } from "../../src/cli/output.ts";
-import { type Load, measureLatency, measureThroughput, type Throughput } from "./end-to-end.ts";
+import { type Load, measureLatency, measureRival, measureThroughput, type Throughput } from "./end-to-end.ts";
 import { type KernelLimit, measureKernel } from "./kernel-limit.ts";
 import type { DataKind } from "./sample-data.ts";
 import { measureTree } from "./tree.ts";
@@ -43,6 +43,9 @@ try {
   const eventsKernel = (): Promise<KernelLimit> => measureKernel("events", MIB, count(300), threads);
   const before = await step("kernel alone, 1 MiB events", eventsKernel);
   const large = await step("end to end, 1 MiB events", () => throughput(load("events", MIB, 800)));
+  const largeRival = await step("the rival, 1 MiB events", () =>
+    measureRival(servers, load("events", MIB, 400)),
+  );
   const after = await step("kernel alone again", eventsKernel);
   const limit = Math.max(before.mbPerS, after.mbPerS);
   const kernelCpuMs = (before.cpuMsPerChunk + after.cpuMsPerChunk) / 2;
@@ -52,6 +55,9 @@ try {
   );
   const smallMoreJobs = await step(`end to end, 4 KiB events, MAX_WORKERS ${JOBS_MAX}`, () =>
     throughput(load("events", SMALL, 12_000, { env: { MAX_WORKERS: String(JOBS_MAX) } })),
+  );
+  const smallRival = await step("the rival, 4 KiB events", () =>
+    measureRival(servers, load("events", SMALL, 6_000)),
   );
   const smallRandom = await step("end to end, 4 KiB random", () => throughput(load("random", SMALL, 6_000)));
   const latency = await step("latency at half load, 1 MiB events", () =>
@@ -80,6 +86,9 @@ try {
     end_to_end_over_kernel: large.mbPerS / limit,
     worker_cpu_over_kernel: large.workerCpuMsPerChunk / kernelCpuMs,
     chunks_per_s_4k: small.chunksPerS,
+    chunks_per_s_4k_50_jobs: smallMoreJobs.chunksPerS,
+    end_to_end_over_rival: large.mbPerS / largeRival.mbPerS,
+    chunks_4k_over_rival: small.chunksPerS / smallRival.chunksPerS,
     mongo_commands_per_chunk: large.mongoCommandsPerChunk,
     redis_commands_per_chunk: large.redisCommandsPerChunk,
     latency_ms: latency,
@@ -99,6 +108,8 @@ try {
       events_4kib: small,
       events_4kib_50_jobs: smallMoreJobs,
       random_4kib: smallRandom,
+      rival_1mib: largeRival,
+      rival_4kib: smallRival,
     },
   };
   if (flags.json) process.stdout.write(`${JSON.stringify(report)}\n`);
@@ -143,6 +154,8 @@ kernel_mb_per_s          the CPU threads alone, no I/O: digest, zstd 3, seal, op
                          a run before and one after the end-to-end run
 end_to_end_mb_per_s      all jobs queued beforehand, then the worker as its own process with its defaults; counted by events at a
                          subscriber, from a quarter of the chunks to the last (mbPerSToSeal: from ready to sealed)
+*_over_rival             the same load through test/bench/rival-worker.ts: kernel, queue and drivers as the worker has them, with 10 jobs
+                         at a time, and none of its promises
 worker_cpu_over_kernel   CPU time of the worker's process a chunk, against that of the kernel alone
 *_commands_per_chunk     as the worker counts what it sends, at 1 MiB; redisServerReadsPerChunk is Redis' own count of payload
                          reads: 1, but for those that were under way at the first look

@@ -1,6 +1,9 @@
 import { randomBytes } from "node:crypto";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { Redis } from "ioredis";
+import { GuardedProcess } from "../../deploy/local/guarded-process.ts";
 import type { LocalServers } from "../../deploy/local/servers.ts";
 import { dropTrial, type Trial, trialOn } from "../../deploy/local/trial.ts";
 import { type LocalWorker, startLocalWorker } from "../../deploy/local/worker.ts";
@@ -8,7 +11,7 @@ import { createEventConsumer, type EventConsumer } from "../../src/adapters/bull
 import { createProducer, type Producer } from "../../src/adapters/bullmq/producer.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import type { LucidEvent } from "../../src/schema/event.ts";
-import { OutsideLoad, rssBytes, rssPeakBytes } from "./machine.ts";
+import { OutsideLoad, processCpuSeconds, rssBytes, rssPeakBytes } from "./machine.ts";
 import { type DataKind, sampleChunk } from "./sample-data.ts";
 
 /** Chunks of a run that are not counted: connections, compilation and the first key derivation are in them. */
@@ -16,6 +19,10 @@ const WARM_UP_SHARE = 0.25;
 const SAMPLES = 64;
 const RSS_INTERVAL_MS = 50;
 const RUN_TIMEOUT_MS = 300_000;
+const RIVAL = fileURLToPath(new URL("rival-worker.ts", import.meta.url));
+/** The worker's own default. */
+const RIVAL_JOBS = 10;
+const RIVAL_READY_MS = 20_000;
 const NO_BACK_PRESSURE = 1_000_000;
 
 export interface Load {
@@ -100,6 +107,43 @@ async function runWorker(trial: Trial, servers: LocalServers, load: Load): Promi
     server.disconnect();
     await watch.close();
     await worker.stop();
+  }
+}
+
+export type RivalThroughput = Pick<Throughput, "mbPerS" | "chunksPerS" | "workerCpuMsPerChunk">;
+
+/** The same load, measured in the same way, for rival-worker.ts in the worker's place. */
+export async function measureRival(servers: LocalServers, load: Load): Promise<RivalThroughput> {
+  const trial = await trialOn(servers, "bench");
+  const producer = producerOf(trial);
+  const watch = new EventWatch(trial);
+  const rival = new GuardedProcess({
+    name: "rival",
+    program: process.execPath,
+    args: ["--max-semi-space-size=8", RIVAL],
+    dir: join(servers.folder, "rival"),
+    env: { ...trial.env, CPU_THREADS: String(trial.threads), MAX_WORKERS: String(RIVAL_JOBS) },
+  });
+  try {
+    await producer.enqueueAll(chunksOf(`sess-rival-${randomBytes(4).toString("hex")}`, load));
+    const isReady = async (pid: number) => (rival.valueAfter("rival ready") === undefined ? undefined : pid);
+    const pid = await rival.untilReady(isReady, RIVAL_READY_MS, undefined);
+    const warmUp = Math.floor(load.chunks * WARM_UP_SHARE);
+    await watch.until(warmUp);
+    const [startedMs, cpuBefore] = [performance.now(), processCpuSeconds(pid)];
+    await watch.until(load.chunks);
+    const seconds = (performance.now() - startedMs) / 1000;
+    const counted = load.chunks - warmUp;
+    return {
+      mbPerS: (counted * load.chunkBytes) / 1e6 / seconds,
+      chunksPerS: counted / seconds,
+      workerCpuMsPerChunk: ((processCpuSeconds(pid) - cpuBefore) * 1000) / counted,
+    };
+  } finally {
+    await rival.stop();
+    await watch.close();
+    await producer.close();
+    await dropTrial(trial);
   }
 }
 

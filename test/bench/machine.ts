@@ -53,6 +53,11 @@ export class OutsideLoad {
   }
 }
 
+/** Not a number where there is no /proc. */
+export function processCpuSeconds(pid: number): number {
+  return read(`/proc/${pid}/stat`) === undefined ? Number.NaN : ticksOf(pid) * TICK_SECONDS;
+}
+
 function cpuSeconds(pids: readonly number[]): CpuSeconds | undefined {
   const line = /^cpu +(.*)$/m.exec(read("/proc/stat") ?? "")?.[1];
   if (line === undefined) return undefined;
