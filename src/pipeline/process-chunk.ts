@@ -77,7 +77,10 @@ export async function processChunk(
 
   // 4. Commit point.
   const outcome = await commit(pipeline, chunk, blobAtMs, signal);
-  if (outcome !== "inserted") return finishLostRace(pipeline, job, chunk, outcome, signal);
+  if (outcome !== "inserted") {
+    release(sealed.blob);
+    return finishLostRace(pipeline, job, chunk, outcome, signal);
+  }
   if (isExpired(pipeline, blobAtMs)) {
     // Frozen after the last look at the clock: the sweeper may have taken the blob in between. The same bytes again.
     await pipeline.patience("blobs.insert", signal, () =>
@@ -159,12 +162,7 @@ async function finishRepeat(
   signal: AbortSignal,
 ): Promise<ChunkRecord> {
   const session = await pipeline.directory.find(job.sessionId, signal);
-  if (session === undefined) {
-    throw new LucidError(
-      "SESSION_UNKNOWN",
-      "the chunk is committed but its session has no document; run fsck",
-    );
-  }
+  if (session === undefined) throw sessionUnknown();
   if (!isSameInput(pipeline, job, committed, session)) {
     throw new LucidError(
       "CHUNK_CONFLICT",
@@ -255,6 +253,10 @@ async function admit(
     // The kernel checks digests too, but by then the session's document would have been written.
     checkDeclaredDigests(job, payload);
     if (payload.byteLength > limits.sessionBytesMax) throw tooLarge();
+    // A session may have lost its document: a new one, with another secret, would be in the way of its restore. If it is only
+    // that somebody has just begun the session with this chunk, finishRepeat finds out.
+    const committed = await findChunk(pipeline, job.sessionId, job.index, signal);
+    if (committed !== undefined) return { kind: "refused", error: sessionUnknown() };
   }
   const session = known ?? (await directory.findOrCreate(job.sessionId, signal));
   if (session.state !== "open") return { kind: "refused", error: sessionSealed() };
@@ -454,6 +456,13 @@ function digestMismatch(): LucidError {
   return new LucidError(
     "PAYLOAD_DIGEST_MISMATCH",
     "the payload's digest is not the one that the job declares",
+  );
+}
+
+function sessionUnknown(): LucidError {
+  return new LucidError(
+    "SESSION_UNKNOWN",
+    "the chunk is committed but its session has no document; run fsck",
   );
 }
 

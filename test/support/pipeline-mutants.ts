@@ -26,8 +26,11 @@ const MARKS = "src/pipeline/sent-marks.ts";
 const ROOM = "src/pipeline/session-room.ts";
 
 const COMMIT = "  const outcome = await commit(pipeline, chunk, blobAtMs, signal);\n";
-const REFUSE =
-  '  if (outcome !== "inserted") return finishLostRace(pipeline, job, chunk, outcome, signal);\n';
+const REFUSE = `  if (outcome !== "inserted") {
+    release(sealed.blob);
+    return finishLostRace(pipeline, job, chunk, outcome, signal);
+  }
+`;
 const REMOVE_PAYLOAD =
   '    await pipeline.patience("payloads.remove", signal, () => pipeline.payloads.remove(job.sessionId, ref));\n';
 

@@ -182,7 +182,9 @@ export class PipelineWitness {
   #checkRoom(worker: SimulatedWorker, own: ChunkRecord): void {
     const sums = this.#bytes.get(own.sessionId) ?? [];
     const begunMs = this.#begunMs.get(`${worker.name} ${keyOf(own)}`) ?? 0;
-    const known = sums.findLast(({ fromMs }) => fromMs < begunMs - SESSION_KNOWLEDGE_MS)?.total ?? 0;
+    const at = sums.findLastIndex(({ fromMs }) => fromMs < begunMs - SESSION_KNOWLEDGE_MS);
+    // The smallest since then: what was taken back meanwhile made room.
+    const known = at < 0 ? 0 : Math.min(...sums.slice(at).map(({ total }) => total));
     if (known + own.originalBytes > this.#world.options.sessionBytesMax) {
       this.violation(`${keyOf(own)}: committed although ${known} bytes had been for long`);
     }

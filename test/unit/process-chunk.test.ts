@@ -71,31 +71,33 @@ describe("each write of the path, whatever becomes of it, has one effect", () =>
     "crash-before",
     "crash-after",
   ];
-  test.for(writes.flatMap((write) => faults.map((fault) => [write, fault] as const)))(
-    "%s: %s",
-    async ([write, fault]) => {
-      const stage = new PipelineStage(1, { orphanBlobMs: 100_000 });
-      const job = stage.referenceJob(0);
-      stage.fail(write, fault);
-      let wasKilled = false;
-      await stage.process(job).catch((thrown: unknown) => {
-        wasKilled = thrown instanceof WorkerDied;
-        if (!wasKilled) throw thrown;
-      });
-      await stage.rest();
-      // The queue gives a dead worker's job to another. What nobody waits for may have killed it after the job's end.
-      if (wasKilled) await stage.process(job);
-      await stage.finalize(1);
-      await stage.rest();
-      // Twice each, and far enough apart for what is pending, and for what is an orphan.
-      for (let sweeps = 0; sweeps < 4; sweeps++) {
-        await stage.sweep();
-        await stage.wait(100_000);
-      }
-      await stage.rest();
-      await expectOneEffect(stage);
-    },
+  const deliveries = ["handed out for the first time", "handed out again"] as const;
+  const table = writes.flatMap((write) =>
+    faults.flatMap((fault) => deliveries.map((delivery) => [write, fault, delivery] as const)),
   );
+  test.for(table)("%s: %s, %s", async ([write, fault, delivery]) => {
+    const stage = new PipelineStage(1, { orphanBlobMs: 100_000 });
+    const job = stage.referenceJob(0);
+    stage.fail(write, fault);
+    let wasKilled = false;
+    const begun = delivery === "handed out again" ? stage.process(job) : stage.processFirst(job);
+    await begun.catch((thrown: unknown) => {
+      wasKilled = thrown instanceof WorkerDied;
+      if (!wasKilled) throw thrown;
+    });
+    await stage.rest();
+    // The queue gives a dead worker's job to another. What nobody waits for may have killed it after the job's end.
+    if (wasKilled) await stage.process(job);
+    await stage.finalize(1);
+    await stage.rest();
+    // Twice each, and far enough apart for what is pending, and for what is an orphan.
+    for (let sweeps = 0; sweeps < 4; sweeps++) {
+      await stage.sweep();
+      await stage.wait(100_000);
+    }
+    await stage.rest();
+    await expectOneEffect(stage);
+  });
 });
 
 describe("admission", () => {
@@ -294,11 +296,13 @@ describe("a repeat", () => {
 });
 
 describe("a job that is handed out for the first time", () => {
-  test("is not looked up", async () => {
+  test("is not looked up, unless its session is unknown too", async () => {
     const stage = new PipelineStage();
-    await stage.processFirst(stage.chunkJob(0));
-    expect(stage.count("chunks.find")).toBe(0);
-    expect(stage.committed(0)).toMatchObject({ index: 0 });
+    await stage.process(stage.chunkJob(0));
+    const looks = stage.count("chunks.find");
+    await stage.processFirst(stage.chunkJob(1));
+    expect(stage.count("chunks.find")).toBe(looks);
+    expect(stage.committed(1)).toMatchObject({ index: 1 });
   });
 
   test("adopts a chunk that another job has committed, and leaves no blob of its own", async () => {
@@ -323,6 +327,18 @@ describe("a job that is handed out for the first time", () => {
     await stage.rest();
     expect(stage.committed(0)).toMatchObject({ blobId: first.blobId, leafHash: first.leafHash });
     expect(await stage.blobIds()).toEqual([first.blobId]);
+  });
+
+  test("of a committed chunk whose session has lost its document makes no new session", async () => {
+    const stage = new PipelineStage(2);
+    await stage.processFirst(stage.chunkJob(0), stage.worker(0));
+    await stage.rest();
+    stage.world.stores.sessions.lose(stage.session);
+    await expect(stage.processFirst(stage.chunkJob(0), stage.worker(1))).rejects.toEqual(
+      code("SESSION_UNKNOWN"),
+    );
+    expect(await stage.record()).toBeUndefined();
+    expect(await stage.blobIds()).toHaveLength(1);
   });
 
   test("adopts a chunk of a session that is sealed by now", async () => {

@@ -13,6 +13,11 @@ import { pageAfter } from "./order.ts";
 export class MemorySessionStore implements SessionStore, SessionListing {
   readonly #sessions = new Map<SessionId, SessionRecord>();
 
+  /** As a database that was restored without it. */
+  lose(session: SessionId): void {
+    this.#sessions.delete(session);
+  }
+
   async find(session: SessionId): Promise<SessionRecord | undefined> {
     return this.#sessions.get(session);
   }
