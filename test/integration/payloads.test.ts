@@ -10,6 +10,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { createFilePayloadStore, type FilePayloadStore } from "../../src/adapters/file/payload-store.ts";
 import { payloadStoreOf } from "../../src/adapters/payload-store.ts";
 import { createRedisPayloadStore, type RedisPayloadStore } from "../../src/adapters/redis/payload-store.ts";
+import { valueClient } from "../../src/adapters/redis/client.ts";
 import { type ErrorCode, errorCodeOf } from "../../src/core/errors.ts";
 import { type SessionId, sessionId } from "../../src/core/ids.ts";
 import { testServers } from "../support/servers.ts";
@@ -116,6 +117,19 @@ describe("payloads in Redis", () => {
       );
       expect(read).toEqual(shuffled.map((value) => value.digest));
     }
+  });
+
+  test("a connection over plain TCP reads into a ring; one that the URL leads elsewhere goes where it leads", async () => {
+    const usesRing = (url: string): boolean => {
+      const client = valueClient({ url, onError: () => undefined }, "test", 1_000);
+      client.cut();
+      return client.options.Connector !== undefined;
+    };
+    expect(usesRing(servers.redisUrl)).toBe(true);
+    expect(usesRing(`${servers.redisUrl}?family=4`)).toBe(true);
+    expect(usesRing(`${servers.redisUrl}?path=/nowhere/redis.sock`)).toBe(false);
+    expect(usesRing(`${servers.redisUrl}?tls=true`)).toBe(false);
+    expect(usesRing(servers.redisUrl.replace("redis:", "rediss:"))).toBe(false);
   });
 
   test("after a connection that was cut in the middle of a value the next one comes back as it is", async () => {

@@ -109,15 +109,18 @@ export function failFastClient({ url, onError }: RedisTarget, where: string): Ow
 }
 
 /**
- * As failFastClient, for values of up to `valueBytesMax` bytes, at the cost of twice that much memory. A value is to be copied in
- * the turn that brings it, unless it is alone in its ArrayBuffer.
+ * As failFastClient, for values of up to `valueBytesMax` bytes, at the cost of that much memory and 512 KiB. A value is to be
+ * copied in the turn that brings it, unless it is alone in its ArrayBuffer.
  */
 export function valueClient({ url, onError }: RedisTarget, where: string, valueBytesMax: number): OwnedRedis {
-  // Over TLS the bytes pass through memory of its own anyway; a socket in the file system is nobody's way to a Redis with payloads.
-  const options = url.startsWith("redis://")
-    ? { ...FAILS_FAST, Connector: ringConnector(valueBytesMax) }
-    : FAILS_FAST;
+  const options = isPlainTcp(url) ? { ...FAILS_FAST, Connector: ringConnector(valueBytesMax) } : FAILS_FAST;
   return new OwnedRedis(url, where, options, onError);
+}
+
+/** As ioredis reads the URL, whose query may name a socket in the file system, or ask for TLS. */
+function isPlainTcp(url: string): boolean {
+  const { path, tls, sentinels } = new Redis(url, { lazyConnect: true }).options;
+  return !path && !tls && !sentinels;
 }
 
 const CHECK_MS = 2_000;
