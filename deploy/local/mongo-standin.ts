@@ -42,8 +42,8 @@ export async function startStandIn(
   const heapMaxMb = options.heapMaxMb ?? Math.min(HEAP_MAX_MB, Math.floor((totalmem() / 2 ** 20) * 0.6));
   const javaArgs = [
     "-XX:+UseSerialGC",
-    // It lives for seconds or minutes. The optimizing compiler would take more time on the machine's cores than it saves: a fifth
-    // of both, in the first 500 chunks of 1 MiB.
+    // It mostly lives for seconds or minutes, in which the optimizing compiler takes more time than it saves: a fifth of the
+    // machine's, in the first 500 chunks of 1 MiB.
     "-XX:TieredStopAtLevel=1",
     `-Xmx${heapMaxMb}m`,
     "-XX:-UsePerfData",

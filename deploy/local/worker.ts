@@ -7,7 +7,7 @@ import { PassedOver } from "./source.ts";
 
 const PROGRAM = fileURLToPath(new URL("../../src/cli/session-processor.ts", import.meta.url));
 /** As the program's first line, the start script and the image have it: V8 keeps garbage in at most 3 × 8 MiB. */
-const NODE_FLAGS = ["--max-semi-space-size=8"];
+export const NODE_FLAGS = ["--max-semi-space-size=8"];
 const READY_DEADLINE_MS = 60_000;
 const PROBE_DEADLINE_MS = 2_000;
 

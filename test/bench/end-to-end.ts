@@ -6,7 +6,7 @@ import { Redis } from "ioredis";
 import { GuardedProcess } from "../../deploy/local/guarded-process.ts";
 import type { LocalServers } from "../../deploy/local/servers.ts";
 import { dropTrial, type Trial, trialOn } from "../../deploy/local/trial.ts";
-import { type LocalWorker, startLocalWorker } from "../../deploy/local/worker.ts";
+import { type LocalWorker, NODE_FLAGS, startLocalWorker } from "../../deploy/local/worker.ts";
 import { createEventConsumer, type EventConsumer } from "../../src/adapters/bullmq/event-consumer.ts";
 import { createProducer, type Producer } from "../../src/adapters/bullmq/producer.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
@@ -23,6 +23,7 @@ const RIVAL = fileURLToPath(new URL("rival-worker.ts", import.meta.url));
 /** The worker's own default. */
 const RIVAL_JOBS = 10;
 const RIVAL_READY_MS = 20_000;
+const RIVAL_POLL_MS = 200;
 const NO_BACK_PRESSURE = 1_000_000;
 
 export interface Load {
@@ -110,40 +111,72 @@ async function runWorker(trial: Trial, servers: LocalServers, load: Load): Promi
   }
 }
 
-export type RivalThroughput = Pick<Throughput, "mbPerS" | "chunksPerS" | "workerCpuMsPerChunk">;
+export type RivalThroughput = Pick<
+  Throughput,
+  "mbPerS" | "chunksPerS" | "workerCpuMsPerChunk" | "outsideCores"
+>;
 
 /** The same load, measured in the same way, for rival-worker.ts in the worker's place. */
 export async function measureRival(servers: LocalServers, load: Load): Promise<RivalThroughput> {
   const trial = await trialOn(servers, "bench");
   const producer = producerOf(trial);
   const watch = new EventWatch(trial);
-  const rival = new GuardedProcess({
-    name: "rival",
-    program: process.execPath,
-    args: ["--max-semi-space-size=8", RIVAL],
-    dir: join(servers.folder, "rival"),
-    env: { ...trial.env, CPU_THREADS: String(trial.threads), MAX_WORKERS: String(RIVAL_JOBS) },
-  });
   try {
     await producer.enqueueAll(chunksOf(`sess-rival-${randomBytes(4).toString("hex")}`, load));
-    const isReady = async (pid: number) => (rival.valueAfter("rival ready") === undefined ? undefined : pid);
-    const pid = await rival.untilReady(isReady, RIVAL_READY_MS, undefined);
-    const warmUp = Math.floor(load.chunks * WARM_UP_SHARE);
-    await watch.until(warmUp);
-    const [startedMs, cpuBefore] = [performance.now(), processCpuSeconds(pid)];
-    await watch.until(load.chunks);
-    const seconds = (performance.now() - startedMs) / 1000;
-    const counted = load.chunks - warmUp;
-    return {
-      mbPerS: (counted * load.chunkBytes) / 1e6 / seconds,
-      chunksPerS: counted / seconds,
-      workerCpuMsPerChunk: ((processCpuSeconds(pid) - cpuBefore) * 1000) / counted,
-    };
+    const rival = new GuardedProcess({
+      name: "rival",
+      program: process.execPath,
+      args: [...NODE_FLAGS, RIVAL],
+      dir: join(servers.folder, "rival"),
+      env: { ...trial.env, CPU_THREADS: String(trial.threads), MAX_WORKERS: String(RIVAL_JOBS) },
+    });
+    try {
+      return await unlessEnded(rival, runRival(rival, watch, servers, load));
+    } finally {
+      await rival.stop();
+    }
   } finally {
-    await rival.stop();
     await watch.close();
     await producer.close();
     await dropTrial(trial);
+  }
+}
+
+async function runRival(
+  rival: GuardedProcess,
+  watch: EventWatch,
+  servers: LocalServers,
+  load: Load,
+): Promise<RivalThroughput> {
+  const isReady = async (pid: number) => (rival.valueAfter("rival ready") === undefined ? undefined : pid);
+  const pid = await rival.untilReady(isReady, RIVAL_READY_MS, undefined);
+  await watch.until(Math.floor(load.chunks * WARM_UP_SHARE));
+  const done = watch.count;
+  const outside = new OutsideLoad([process.pid, pid, servers.redis.pid, servers.mongodb.pid]);
+  const [startedMs, cpuBefore] = [performance.now(), processCpuSeconds(pid)];
+  await watch.until(load.chunks);
+  const seconds = (performance.now() - startedMs) / 1000;
+  const outsideCores = outside.cores();
+  const counted = load.chunks - done;
+  return {
+    mbPerS: (counted * load.chunkBytes) / 1e6 / seconds,
+    chunksPerS: counted / seconds,
+    workerCpuMsPerChunk: ((processCpuSeconds(pid) - cpuBefore) * 1000) / counted,
+    ...(outsideCores === undefined ? {} : { outsideCores }),
+  };
+}
+
+/** The rival ends itself at the first job that fails; the events would be waited for in vain. */
+async function unlessEnded<Result>(rival: GuardedProcess, work: Promise<Result>): Promise<Result> {
+  const { promise: ended, reject } = Promise.withResolvers<never>();
+  const poll = setInterval(() => {
+    const how = rival.valueAfter("guard ended ");
+    if (how !== undefined) reject(new Error(`the rival ended (${how}); why is in rival.log`));
+  }, RIVAL_POLL_MS);
+  try {
+    return await Promise.race([work, ended]);
+  } finally {
+    clearInterval(poll);
   }
 }
 
@@ -262,10 +295,15 @@ class EventWatch {
       onEvent: (event) => {
         onEvent(event);
         if (event.type === "chunk.failed") throw new Error(`a chunk failed: ${event.error.code}`);
-        if (event.type === "chunk.completed") this.#count(event.event_id);
+        if (event.type === "chunk.completed") this.#hear(event.event_id);
         if (event.type === "session.sealed") this.#sealed.resolve();
       },
     });
+  }
+
+  /** Chunks that have been heard of. */
+  get count(): number {
+    return this.#seen.size;
   }
 
   async until(count: number): Promise<void> {
@@ -294,7 +332,7 @@ class EventWatch {
     return this.#consumer.close();
   }
 
-  #count(id: string): void {
+  #hear(id: string): void {
     this.#seen.add(id);
     for (const waiting of this.#waiting) {
       if (this.#seen.size < waiting.count) continue;

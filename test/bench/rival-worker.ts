@@ -1,7 +1,7 @@
 /**
  * What the worker is measured against: the same queue, drivers and kernel, put together as one does in an afternoon. A chunk is
- * read, sealed and verified, stored, and announced, one call after another. It has no tree, no outbox, no sweeps, no
- * metrics, no limits on what it is given, and what dies in the middle of a job is lost or done twice.
+ * read, sealed and verified, stored, and announced, one call after another, with the drivers as they come. It has no tree, no
+ * outbox, no sweeps, no metrics, no limits on what it is given; what dies in the middle of a job is lost or done twice.
  */
 import { randomBytes } from "node:crypto";
 import { type Job, Queue, Worker } from "bullmq";
@@ -47,7 +47,7 @@ async function work({ data }: Job<unknown>): Promise<unknown> {
     sessionId,
     chunkId,
     index,
-    payload: new Uint8Array(payload),
+    payload,
     declaredBlake3: declared.blake3,
     compression: { algorithm: "zstd", level: 3, thresholdBytes: 1_024 },
     hashAlgorithm: "blake3",
@@ -87,8 +87,12 @@ const worker = new Worker("session-chunks", work, {
   concurrency: Number(MAX_WORKERS),
   ...RETENTION,
 });
-worker.on("failed", (_job, error) => {
-  throw error;
-});
+// BullMQ catches what its listeners throw.
+for (const event of ["failed", "error"] as const) {
+  worker.on(event, (...told: readonly unknown[]) => {
+    console.error(told.find((value) => value instanceof Error));
+    process.exit(1);
+  });
+}
 await worker.waitUntilReady();
 process.stdout.write("rival ready\n");
