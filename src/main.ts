@@ -5,7 +5,7 @@ import { createChunkConsumer } from "./adapters/bullmq/chunk-consumer.ts";
 import { createControlConsumer } from "./adapters/bullmq/control-consumer.ts";
 import type { Consumer, JobObserver } from "./adapters/bullmq/job-worker.ts";
 import { createQueueStats } from "./adapters/bullmq/queue-stats.ts";
-import { createManifestFiles } from "./adapters/file/manifest-files.ts";
+import { createManifestFiles, makeDefaultManifestFolder } from "./adapters/file/manifest-files.ts";
 import { loadSigningKey } from "./adapters/file/signing-key.ts";
 import { createFilePayloadStore } from "./adapters/file/payload-store.ts";
 import { startSidecar, type Sidecar, type SidecarSources } from "./adapters/http/sidecar.ts";
@@ -79,6 +79,9 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
   try {
     const keyRing = keyRingOf(config);
     const signingKey = await signingKeyOf(config, log);
+    if (signingKey !== undefined && loaded.sources.LUCID_MANIFEST_PATH === "default") {
+      await makeDefaultManifestFolder(config.paths.manifests);
+    }
     // Before the servers are waited for: whoever watches /health must not take the patience for a hang, and kill it.
     const probes = startProbes(metrics);
     sidecar = await openSidecar(config, probes.sources, metrics, log);

@@ -1,10 +1,11 @@
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { freePort } from "../../deploy/local/free-port.ts";
+import { generateSigningKey } from "../../src/adapters/file/signing-key.ts";
 import {
   Deployment,
   expectEveryEffectOnce,
@@ -28,6 +29,32 @@ const servers = testServers();
 function linesAllowed(milliseconds: number): number {
   return Math.ceil(milliseconds / 1000) + 1;
 }
+
+describe("a worker with a signing key", () => {
+  function signing(): { readonly deployment: Deployment; readonly MANIFEST_SIGNING_KEY_FILE: string } {
+    const deployment = new Deployment(servers);
+    const MANIFEST_SIGNING_KEY_FILE = join(deployment.folder, "signing-key.pem");
+    writeFileSync(MANIFEST_SIGNING_KEY_FILE, generateSigningKey().privatePem, { mode: 0o600 });
+    return { deployment, MANIFEST_SIGNING_KEY_FILE };
+  }
+
+  test("makes the folder for manifests if none is named, and is ready", async () => {
+    const { deployment, MANIFEST_SIGNING_KEY_FILE } = signing();
+    await deployment.readyWorker({ MANIFEST_SIGNING_KEY_FILE, LUCID_MANIFEST_PATH: undefined });
+    expect(existsSync(join(deployment.folder, "data", "manifests"))).toBe(true);
+  });
+
+  test("doesn't make a folder that is named: it isn't ready before that is there", async () => {
+    const { deployment, MANIFEST_SIGNING_KEY_FILE } = signing();
+    const manifests = join(deployment.folder, "disk", "manifests");
+    const worker = deployment.startWorker({ MANIFEST_SIGNING_KEY_FILE, LUCID_MANIFEST_PATH: manifests });
+    await worker.untilLine("ready", 20_000);
+    expect(await worker.get("/ready")).toMatchObject({ status: 503 });
+    expect(existsSync(manifests)).toBe(false);
+    mkdirSync(manifests, { recursive: true });
+    await worker.untilReady();
+  });
+});
 
 describe("a worker that starts before its servers", () => {
   const WATCHED_MS = 4_000;
