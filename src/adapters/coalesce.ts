@@ -9,8 +9,6 @@ export interface CoalesceOptions<Item, Result> {
   readonly lanes: number;
   /** Items in one command. */
   readonly itemsMax: number;
-  /** What waits is dealt out to the free lanes, for lanes that work side by side; else the first takes all that it may. */
-  readonly dealsOut?: boolean;
   /** Sum of `bytesOf` in one command; a single larger item goes alone. */
   readonly bytesMax?: number;
   readonly bytesOf?: (item: Item) => number;
@@ -45,11 +43,7 @@ export function coalesce<Item, Result>(
     turnRequested = true;
     const turn = (): void => {
       turnRequested = false;
-      while (waiting.length > 0 && lanesBusy < options.lanes) {
-        const share =
-          options.dealsOut === true ? Math.ceil(waiting.length / (options.lanes - lanesBusy)) : Infinity;
-        void runLane(takeBatch(waiting, { ...options, itemsMax: Math.min(options.itemsMax, share) }));
-      }
+      while (waiting.length > 0 && lanesBusy < options.lanes) void runLane(takeBatch(waiting, options));
     };
     if (options.lingerMs === undefined) setImmediate(turn);
     else setTimeout(turn, options.lingerMs);

@@ -226,21 +226,24 @@ export async function measureLatency(
   const producer = producerOf(trial);
   try {
     const samples = samplesOf(load);
-    const under: Promise<void>[] = [];
+    const send = (index: number): Promise<unknown> =>
+      producer.enqueueChunk({ sessionId: session, index, bytes: samples[index % samples.length]! });
+    const warmUp = Math.floor(load.chunks * WARM_UP_SHARE);
+    for (let index = 0; index < warmUp; index++) await send(index);
+    await watch.until(warmUp);
+    const under: Promise<unknown>[] = [];
     const startedMs = performance.now();
-    for (let index = 0; index < load.chunks; index++) {
-      const dueMs = startedMs + (index * 1000) / chunksPerS;
+    for (let index = warmUp; index < load.chunks; index++) {
+      const dueMs = startedMs + ((index - warmUp) * 1000) / chunksPerS;
       const waitMs = dueMs - performance.now();
       if (waitMs > 0) await sleep(waitMs);
       // When it was due, not when it was sent: a producer that falls behind must not make the worker look quick.
       sentMs.set(index, Math.max(dueMs, startedMs));
-      under.push(
-        producer.enqueueChunk({ sessionId: session, index, bytes: samples[index % samples.length]! }),
-      );
+      under.push(send(index));
     }
     await Promise.all(under);
     await watch.until(load.chunks);
-    const counted = latenciesMs.slice(Math.floor(load.chunks * WARM_UP_SHARE)).toSorted((a, b) => a - b);
+    const counted = latenciesMs.toSorted((a, b) => a - b);
     return { p50: quantile(counted, 0.5), p95: quantile(counted, 0.95), p99: quantile(counted, 0.99) };
   } finally {
     await producer.close();

@@ -51,25 +51,6 @@ describe("coalesce", () => {
     expect(await Promise.all(results)).toEqual([10, 20, 30, 40]);
   });
 
-  test("what waits is dealt out to the free lanes when they are told to", async () => {
-    const { call, commands } = pausedServer({ lanes: 3, dealsOut: true, itemsMax: 4 });
-    const results = [1, 2, 3, 4, 5, 6, 7].map(call);
-    await nextTurn();
-    expect(commands.map(({ items }) => items)).toEqual([
-      [1, 2, 3],
-      [4, 5],
-      [6, 7],
-    ]);
-    results.push(...[8, 9, 10, 11, 12].map(call));
-    commands[1]?.end();
-    await nextTurn();
-    expect(commands.at(-1)?.items).toEqual([8, 9, 10, 11]);
-    for (const { end } of commands) end();
-    await nextTurn();
-    commands.at(-1)?.end();
-    expect(await Promise.all(results)).toEqual([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120]);
-  });
-
   test("a command takes no more items than itemsMax", async () => {
     const { call, commands } = pausedServer({ itemsMax: 2 });
     const results = [1, 2, 3, 4, 5].map(call);

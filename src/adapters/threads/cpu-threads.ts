@@ -96,7 +96,6 @@ export class CpuThreads {
     this.#sealGathered = coalesce({
       lanes: options.threads,
       itemsMax: GATHERED_ITEMS_MAX,
-      dealsOut: true,
       send: (requests) => this.#sealMany(requests),
     });
     for (const slot of this.#slots) this.#start(slot);
