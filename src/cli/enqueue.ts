@@ -104,7 +104,7 @@ export function enqueueCommand(): Command {
             `queued ${counted(result.chunks, "chunk")}, ${formatBytes(result.bytes)}; ` +
               (flags.finalize
                 ? "the session will be sealed when they are done"
-                : `next: session-processor finalize ${session} --chunks ${chunkCount}`),
+                : `next: npx session-processor finalize ${session} --chunks ${Math.max(chunkCount, foreseen.session?.tree.size ?? 0)}`),
           );
           return 0;
         } finally {

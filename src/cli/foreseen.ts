@@ -63,13 +63,13 @@ function foresight(stores: OpenStores, session: SessionRecord | undefined): Sess
     async checkChunk(index, bytes) {
       if (session === undefined) return;
       if (isBeyondEnd(session, index)) throw beyondEnd(session, index);
-      if (session.state === "open") return;
+      if (session.state === "open" && index >= session.tree.size) return;
       // Sent again, it is harmless; other bytes are not. Without the session's key only the length tells.
       const committed = await stores.chunks.find(session.id, leafIndex(index));
       if (committed === undefined || committed.originalBytes === bytes) return;
       throw new LucidError(
         "CHUNK_CONFLICT",
-        `${session.id} is sealed, and its chunk ${index} has ${committed.originalBytes} bytes, not ${bytes}; ` +
+        `${session.id} has a chunk ${index} of ${committed.originalBytes} bytes and keeps it, this one has ${bytes}; ` +
           "record this in another session",
       );
     },

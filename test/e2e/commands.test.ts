@@ -106,6 +106,27 @@ describe("the commands", () => {
     expect((await run(["status"])).stdout).toMatch(/1 failed \(FINALIZE_COUNT_CONFLICT 1\)/);
   });
 
+  test("other chunks under an open session are told to who sends them, and become no dead letters", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], stdin = "") =>
+      runProgram(args, { env: deployment.env, cwd: deployment.folder, stdin });
+    const id = servers.sessionId("open");
+    const send = (text: string) => run(["enqueue", id, "-", "--chunk-size", "4", "--json"], text);
+    await deployment.readyWorker();
+    expect(resultOf(await send("aaaabbbbcc"))).toMatchObject({ chunks: 3 });
+    const inTree = async (): Promise<boolean> =>
+      (JSON.parse((await run(["status", id, "--json"])).stdout || "{}") as { tree_size?: number })
+        .tree_size === 3;
+    await until("all chunks are in the tree", inTree, 20_000, 200);
+    expect(failureOf(await send("aaaabbbbcccc"), EXIT_FAILURE)).toMatchObject({ code: "CHUNK_CONFLICT" });
+    expect(resultOf(await send("aaaabbbbcc"))).toMatchObject({ chunks: 3 });
+    expect(resultOf(await send("aaaa"))).toMatchObject({ chunks: 1 });
+    const shorter = await run(["enqueue", id, "-", "--chunk-size", "4"], "aaaa");
+    expect(shorter.stdout).toContain(`finalize ${id} --chunks 3`);
+    const { queues } = resultOf(await run(["status", "--json"])) as { queues: { failed: number }[] };
+    expect(queues.map(({ failed }) => failed)).toEqual(queues.map(() => 0));
+  });
+
   test("sending again brings back a session that the database lost, while its jobs are still kept as done", async () => {
     const deployment = new Deployment(servers);
     const run = (args: readonly string[], stdin: string | Uint8Array = "") =>

@@ -59,12 +59,14 @@ test("a worker frozen beyond its locks and thawed adds nothing to what another d
     env: { LOCK_DURATION: "1.5", STALLED_INTERVAL: "0.5", LOG_LEVEL: "debug" },
   });
   const heard = deployment.listen();
-  const session = { id: servers.sessionId("frozen"), sizes: Array.from({ length: 60 }, () => 300_000) };
+  const session = { id: servers.sessionId("frozen"), sizes: Array.from({ length: 150 }, () => 300_000) };
   const frozen = await deployment.readyWorker();
   const producer = deployment.producer();
-  await producer.enqueueAll(inTurn([session]));
+  // Not waited for: the worker must have jobs in hand when it freezes.
+  const enqueued = producer.enqueueAll(inTurn([session]));
   await frozen.untilLine("chunk_committed", 10_000, 3);
   frozen.signal("SIGSTOP");
+  await enqueued;
   const other = await deployment.readyWorker();
   await finalizeAll(producer, [session]);
   await untilSealed(deployment, [session], RESUME_MS_MAX);

@@ -244,6 +244,13 @@ export class PipelineWitness {
       if (gone.has(chunk.blobId) && !this.#withdrawnBlobs.has(chunk.blobId))
         this.violation(`${keyOf(chunk)}: the blob of a committed chunk was removed`);
     }
+    for (const { port, method, args } of this.#world.ghosts) {
+      if (port !== "chunks" || method !== "insert") continue;
+      const late = args[0] as ChunkRecord;
+      if (!gone.has(late.blobId) || this.#world.stores.chunks.committed(late) !== undefined) continue;
+      if (!this.#isBeyondEnd(late))
+        this.violation(`${keyOf(late)}: its blob was removed while its insert may still arrive`);
+    }
   }
 
   #checkPayloadRemoved(ref: unknown): void {

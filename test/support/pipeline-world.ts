@@ -183,6 +183,8 @@ export class PipelineWorld {
   /** The living ones. */
   workers: readonly SimulatedWorker[] = [];
   crashes = 0;
+  /** Given up by their worker, and still to arrive. */
+  readonly ghosts = new Set<PortCall>();
   calls = 0;
   readonly #scratch: KernelScratch = kernelScratch();
   #named = 0;
@@ -287,7 +289,11 @@ export class PipelineWorld {
       if (fault === "refused" || fault === "ghost") {
         answer(() => reject(unavailable(call)));
         if (fault === "ghost" && GHOST_METHODS.has(call.method)) {
-          const effect = async (): Promise<void> => void (await this.#effect(call, apply));
+          this.ghosts.add(call);
+          const effect = async (): Promise<void> => {
+            this.ghosts.delete(call);
+            await this.#effect(call, apply);
+          };
           this.time.after(this.random.between(0, GHOST_MS_MAX), effect);
         }
         return;
