@@ -6,7 +6,7 @@ export const EXIT_FAILURE = 1;
 /** Wrong usage, as most programs report it: the command line or the configuration has to be corrected. */
 export const EXIT_USAGE = 2;
 /** As a shell reports a program that SIGINT ended. */
-const EXIT_INTERRUPTED = 130;
+export const EXIT_INTERRUPTED = 130;
 
 const USAGE_CODES: ReadonlySet<ErrorCode> = new Set(["CONFIG_INVALID", "JOB_INVALID"]);
 

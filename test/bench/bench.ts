@@ -7,6 +7,7 @@
 import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
 import { startLocalServers } from "../../deploy/local/servers.ts";
+import { EXIT_INTERRUPTED, EXIT_USAGE } from "../../src/cli/command.ts";
 import { formatTable } from "../../src/cli/output.ts";
 import { type Load, measureLatency, measureRival, measureThroughput, type Throughput } from "./end-to-end.ts";
 import { type KernelLimit, measureKernel } from "./kernel-limit.ts";
@@ -19,9 +20,6 @@ const SMALL = 4_096;
 const JOBS_MAX = 50;
 /** Cores' worth of other programs from which on a run is called disturbed. */
 const DISTURBED_CORES = 0.1;
-const EXIT_USAGE = 2;
-/** 128 + SIGINT, as shells have it. */
-const EXIT_INTERRUPTED = 130;
 
 const USAGE = `npm run bench [-- --quick] [-- --json]
   --quick  a fifth of the chunks: a minute instead of two or three, and figures that only tell that it works

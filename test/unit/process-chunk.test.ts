@@ -212,6 +212,12 @@ describe("an old look at the session costs work and no more", () => {
   });
 });
 
+/** Of a job at the index of a chunk that was made of something else. */
+const OTHER_INPUTS = [
+  ["other bytes", { text: "forged" }],
+  ["another chunk id", { chunkId: "sess-1-chunk-000099" as ChunkId }],
+] as const;
+
 describe("a repeat", () => {
   test("returns the first one's chunk and writes nothing more", async () => {
     const stage = new PipelineStage(2);
@@ -235,10 +241,7 @@ describe("a repeat", () => {
     expect(stage.events("chunk.completed")).toHaveLength(1);
   });
 
-  test.for([
-    ["other bytes", { text: "forged" }],
-    ["another chunk id", { chunkId: "sess-1-chunk-000099" as ChunkId }],
-  ] as const)("with %s is a conflict; the first stays", async ([, change]) => {
+  test.for(OTHER_INPUTS)("with %s is a conflict; the first stays", async ([, change]) => {
     const stage = new PipelineStage();
     await stage.sweep();
     const first = await stage.process(stage.chunkJob(0));
@@ -317,17 +320,17 @@ describe("a job that is handed out for the first time", () => {
     expect(await stage.record()).toMatchObject({ tree: { size: 1 } });
   });
 
-  test.for([
-    ["other bytes", { text: "forged" }],
-    ["another chunk id", { chunkId: "sess-1-chunk-000099" as ChunkId }],
-  ] as const)("with %s is a conflict; the first stays, and no blob is left", async ([, change]) => {
-    const stage = new PipelineStage();
-    const first = await stage.processFirst(stage.chunkJob(0));
-    await expect(stage.processFirst(stage.chunkJob(0, change))).rejects.toEqual(code("CHUNK_CONFLICT"));
-    await stage.rest();
-    expect(stage.committed(0)).toMatchObject({ blobId: first.blobId, leafHash: first.leafHash });
-    expect(await stage.blobIds()).toEqual([first.blobId]);
-  });
+  test.for(OTHER_INPUTS)(
+    "with %s is a conflict; the first stays, and no blob is left",
+    async ([, change]) => {
+      const stage = new PipelineStage();
+      const first = await stage.processFirst(stage.chunkJob(0));
+      await expect(stage.processFirst(stage.chunkJob(0, change))).rejects.toEqual(code("CHUNK_CONFLICT"));
+      await stage.rest();
+      expect(stage.committed(0)).toMatchObject({ blobId: first.blobId, leafHash: first.leafHash });
+      expect(await stage.blobIds()).toEqual([first.blobId]);
+    },
+  );
 
   test("of a committed chunk whose session has lost its document makes no new session", async () => {
     const stage = new PipelineStage(2);
