@@ -7,6 +7,8 @@ import { isOutage, LucidError } from "../core/errors.ts";
 export interface CoalesceOptions<Item, Result> {
   /** Commands under way at the same time. One gathers best; more keep a slow server busy. */
   readonly lanes: number;
+  /** Milliseconds that every command under way must have taken before another goes out beside it; absent: none. */
+  readonly laneDelayMs?: number;
   /** Items in one command. */
   readonly itemsMax: number;
   /** Sum of `bytesOf` in one command; a single larger item goes alone. */
@@ -33,26 +35,51 @@ export function coalesce<Item, Result>(
   options: CoalesceOptions<Item, Result>,
 ): (item: Item) => Promise<Result> {
   const waiting: Waiting<Item, Result>[] = [];
-  let lanesBusy = 0;
+  const { lanes, laneDelayMs = 0 } = options;
+  /** Commands, with the time at which each was sent. */
+  const underWay = new Set<{ readonly atMs: number }>();
   let turnRequested = false;
+  let laneTimer: NodeJS.Timeout | undefined;
+
+  /** Milliseconds until the next command may go out; infinite: not before one has ended. */
+  function laneWaitMs(): number {
+    if (underWay.size >= lanes) return Number.POSITIVE_INFINITY;
+    if (laneDelayMs === 0) return 0;
+    const nowMs = performance.now();
+    return Math.max(0, ...Array.from(underWay, ({ atMs }) => atMs + laneDelayMs - nowMs));
+  }
 
   // After the current turn of the event loop, not at once: one reply often sets several callers free, and they
   // get to their next call at different microtasks of that turn.
   function requestTurn(): void {
-    if (turnRequested || waiting.length === 0 || lanesBusy >= options.lanes) return;
+    if (turnRequested || waiting.length === 0) return;
+    const waitMs = laneWaitMs();
+    if (waitMs > 0) return requestTurnIn(waitMs);
     turnRequested = true;
     const turn = (): void => {
       turnRequested = false;
-      while (waiting.length > 0 && lanesBusy < options.lanes) void runLane(takeBatch(waiting, options));
+      while (waiting.length > 0 && laneWaitMs() === 0) void runLane(takeBatch(waiting, options));
+      requestTurn();
     };
     if (options.lingerMs === undefined) setImmediate(turn);
     else setTimeout(turn, options.lingerMs);
   }
 
+  function requestTurnIn(waitMs: number): void {
+    if (waitMs === Number.POSITIVE_INFINITY) return;
+    laneTimer ??= setTimeout(() => {
+      laneTimer = undefined;
+      requestTurn();
+    }, waitMs);
+  }
+
   async function runLane(batch: readonly Waiting<Item, Result>[]): Promise<void> {
-    lanesBusy += 1;
+    const sent = { atMs: performance.now() };
+    underWay.add(sent);
     await sendBatch(batch, options);
-    lanesBusy -= 1;
+    underWay.delete(sent);
+    clearTimeout(laneTimer);
+    laneTimer = undefined;
     requestTurn();
   }
 

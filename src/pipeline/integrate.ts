@@ -4,6 +4,7 @@ import { checkFrontier } from "../core/merkle/frontier.ts";
 import { treeHasher } from "../core/merkle/hash.ts";
 import { applyAppend, planAppend, tileKey } from "../core/merkle/tiles.ts";
 import type { SessionRecord } from "../schema/record.ts";
+import type { OwnGrowth } from "./own-growth.ts";
 import type { Patience } from "./patience.ts";
 import type { ChunkStore, CommittedLeaf, Observer, SessionStore, TileStore } from "./ports.ts";
 
@@ -18,29 +19,7 @@ export interface IntegrateStores {
   readonly tiles: TileStore;
   readonly observer: Observer;
   readonly patience: Patience;
-  /** Spares a read of the head where this process is the only one that grows the tree. */
-  readonly heads?: OwnHeads;
-}
-
-/** Sessions whose last head is kept. */
-const HEADS_MAX = 1_024;
-
-/** The heads that this process has written itself, without losing a race: what it may try to grow unread. */
-export class OwnHeads {
-  readonly #heads = new Map<SessionId, SessionRecord>();
-
-  /** Gives the head out once: whoever grows it keeps the next one, whoever loses the race doesn't. */
-  take(session: SessionId): SessionRecord | undefined {
-    const head = this.#heads.get(session);
-    this.#heads.delete(session);
-    return head;
-  }
-
-  keep(head: SessionRecord): void {
-    this.#heads.set(head.id, head);
-    const oldest = this.#heads.keys().next();
-    if (this.#heads.size > HEADS_MAX && oldest.done !== true) this.#heads.delete(oldest.value);
-  }
+  readonly growth: OwnGrowth;
 }
 
 /**
@@ -49,7 +28,8 @@ export class OwnHeads {
  *
  * Why no leaf is left behind: whoever commits a leaf calls this *after* the commit. Its read of the leaves then
  * sees that leaf. Either it takes the leaf in, or an earlier index is still missing (whoever commits that one will
- * see ours), or it loses the compare-and-swap and reads again. A run that is killed is made up for by the job's
+ * see ours), or it loses the compare-and-swap and reads again. Who grows the tree by its own leaves, unread, sees no
+ * other's, and owes a look afterwards (LaterLooks). A run that is killed, or a look, is made up for by the job's
  * redelivery and by sweepSessions.
  */
 export async function integrate(
@@ -57,24 +37,34 @@ export async function integrate(
   session: SessionId,
   signal: AbortSignal,
 ): Promise<SessionRecord> {
-  const { patience, sessions, observer, heads } = stores;
+  const { record, isUnread } = await growAsFarAsItGoes(stores, session, signal);
+  stores.growth.reached(record, isUnread);
+  return record;
+}
+
+async function growAsFarAsItGoes(
+  stores: IntegrateStores,
+  session: SessionId,
+  signal: AbortSignal,
+): Promise<{ readonly record: SessionRecord; readonly isUnread: boolean }> {
+  const { patience, sessions, observer, growth } = stores;
   // A head that we wrote ourselves may be out of date. A compare-and-swap that succeeds proves that it isn't; without one
   // it proves nothing, and the session is read.
-  let record = heads?.take(session);
+  let record = growth.takeHead(session);
   let isUnproven = record !== undefined;
   for (let conflicts = 0; conflicts < CONFLICTS_MAX; ) {
     if (record === undefined) {
       record = await readSession(stores, session, signal);
       isUnproven = false;
     }
-    if (record.state !== "open") return record;
-    const grown = await growOnce(stores, record, signal);
+    if (record.state !== "open") return { record, isUnread: false };
+    const grown = await growOnce(stores, record, isUnproven, signal);
     if (grown === undefined) {
-      if (!isUnproven) return record;
+      if (!isUnproven) return { record, isUnread: false };
       record = undefined;
       continue;
     }
-    const { next, added } = grown;
+    const { next, added, isUnread } = grown;
     const { version, totals } = record;
     // Dies here: tiles may be ahead of the tree head. They hold hashes of committed leaves only, so whoever grows
     // the tree next writes the same hashes again.
@@ -95,11 +85,11 @@ export async function integrate(
     }
     record = next;
     isUnproven = false;
-    if (conflicts === 0) heads?.keep(record);
+    if (conflicts === 0) growth.keepHead(record);
     observer.report({ kind: "tree-grown", sessionId: session, size: record.tree.size, added });
     // Fewer than asked for means that the next index wasn't committed when the leaves were read. Whoever commits it
-    // runs this function after that, so there is no need to look once more.
-    if (added < INTEGRATE_LEAVES_MAX) return record;
+    // runs this function after that, so there is no need to look once more. Unread, it means nothing: the look is owed.
+    if (added < INTEGRATE_LEAVES_MAX) return { record, isUnread };
   }
   throw new LucidError(
     "INTERNAL",
@@ -111,20 +101,29 @@ interface Growth {
   /** The record as it is once the compare-and-swap has succeeded. */
   readonly next: SessionRecord;
   readonly added: number;
+  /** The store was not asked for leaves of other workers. */
+  readonly isUnread: boolean;
 }
 
 async function growOnce(
   stores: IntegrateStores,
   record: SessionRecord,
+  isOwnHead: boolean,
   signal: AbortSignal,
 ): Promise<Growth | undefined> {
-  const { chunks, tiles, patience } = stores;
+  const { chunks, tiles, patience, growth } = stores;
   const { size } = record.tree;
   const limit = Math.min(INTEGRATE_LEAVES_MAX, (record.expectedCount ?? Number.MAX_SAFE_INTEGER) - size);
   if (limit <= 0) return undefined;
-  const fresh = await patience("chunks.leaves", signal, () =>
-    chunks.contiguousLeaves(record.id, leafIndex(size), limit),
-  );
+  // Another's head: there is somebody else at work, whose leaves are asked for too. Of ours, those beyond a confirmed count may have
+  // been taken back: the limit leaves them out, and where the head is older than that count, the compare-and-swap does.
+  const own = isOwnHead ? growth.leavesFrom(record.id, size, limit) : [];
+  const isUnread = own.length > 0;
+  const fresh = isUnread
+    ? own
+    : await patience("chunks.leaves", signal, () =>
+        chunks.contiguousLeaves(record.id, leafIndex(size), limit),
+      );
   if (fresh.length === 0) return undefined;
 
   const plan = planAppend(size, fresh.length);
@@ -145,6 +144,7 @@ async function growOnce(
   }
   return {
     added: fresh.length,
+    isUnread,
     next: {
       ...record,
       version: record.version + 1,

@@ -5,7 +5,8 @@ import { AnchorClaims } from "./anchor-session.ts";
 import { type ChunkStanding, chunkStanding, type NamedChunk } from "./chunk-standing.ts";
 import { type Closing, closeSession } from "./close-session.ts";
 import { finalizeSession } from "./finalize-session.ts";
-import { OnePerSession, OwnHeads } from "./integrate.ts";
+import { OnePerSession } from "./integrate.ts";
+import { LaterLooks, OwnGrowth } from "./own-growth.ts";
 import type { ChunkTask } from "./parse-job.ts";
 import { createPatience } from "./patience.ts";
 import type {
@@ -105,11 +106,13 @@ export function createPipeline(
     directory,
     closing,
     claims,
-    heads: new OwnHeads(),
+    growth: new OwnGrowth(),
   };
   const close = new OnePerSession((session) => closeSession(ports, session, stopped));
-  const advance = new OnePerSession(async (session) => {
+  const looks = new LaterLooks(ports, stopped);
+  const advance: OnePerSession = new OnePerSession(async (session) => {
     const advanced = await advanceSession(ports, session, stopped);
+    looks.request(session, (grown) => advance.request(grown));
     if (advanced.state === "open" || advanced.closed) return advanced;
     // Manifest and anchor take their time; the last chunk's job, which sealed the session, doesn't wait for them.
     background.add(close.request(session), (code) => {

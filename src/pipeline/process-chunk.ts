@@ -9,6 +9,7 @@ import type { CommittedStub, PayloadRef } from "../schema/job.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
 import { chunkCompletedEventId } from "./event-ids.ts";
 import type { OnePerSession } from "./integrate.ts";
+import type { OwnGrowth } from "./own-growth.ts";
 import { type RelayPorts, relayChunkCompleted } from "./relay-events.ts";
 import { isBeyondEnd } from "./seal-session.ts";
 import type { BlobStore, ChunkJob, Clock, KernelThreads, PayloadStore, RandomBytes } from "./ports.ts";
@@ -29,6 +30,7 @@ export interface ChunkPipeline extends RelayPorts {
   readonly directory: SessionDirectory;
   /** advanceSession, at most once per session at a time. */
   readonly advance: OnePerSession;
+  readonly growth: OwnGrowth;
   readonly room: SessionRoom;
   readonly limits: ChunkLimits;
 }
@@ -89,6 +91,7 @@ export async function processChunk(
   }
   // Not before: the bytes may have been needed once more. Left to the garbage collector they pile up.
   release(sealed.blob);
+  pipeline.growth.committed(chunk.sessionId, chunk);
   pipeline.observer.report({
     kind: "chunk-committed",
     chunk,

@@ -1,12 +1,14 @@
 import type { SessionId } from "../core/ids.ts";
 import type { SessionRecord } from "../schema/record.ts";
 import { integrate } from "./integrate.ts";
+import type { OwnGrowth } from "./own-growth.ts";
 import type { Clock, SessionChange, TileStore } from "./ports.ts";
 import { type RelayPorts, relaySessionSealed } from "./relay-events.ts";
 
 export interface AdvancePorts extends RelayPorts {
   readonly tiles: TileStore;
   readonly clock: Clock;
+  readonly growth: OwnGrowth;
 }
 
 /** Lost compare-and-swaps in a row before a run gives up; each one means that another worker has moved on. */

@@ -12,6 +12,7 @@ import { treeHasher } from "../../src/core/merkle/hash.ts";
 import { applyAppend, planAppend, tileKey } from "../../src/core/merkle/tiles.ts";
 import { createPatience } from "../../src/pipeline/patience.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import type { TileRecord, TileStore } from "../../src/pipeline/ports.ts";
 import { proveConsistency, proveInclusion } from "../../src/pipeline/prove.ts";
 import type { ChunkRecord } from "../../src/schema/record.ts";
@@ -123,7 +124,7 @@ async function appendMs(stores: Stores, session: Made, appends: number): Promise
   for (let index = 0; index < appends; index++) {
     await stores.chunks.insert(chunkOf(session.id, session.size));
     const startedMs = performance.now();
-    const record = await integrate(stores, session.id, signal);
+    const record = await integrate({ ...stores, growth: new OwnGrowth() }, session.id, signal);
     ms += performance.now() - startedMs;
     session.size += 1;
     if (record.tree.size !== session.size) throw new Error("the leaf did not get into the tree");

@@ -22,6 +22,7 @@ import { asBuffer, utf8 } from "../../src/core/bytes.ts";
 import { manifestId } from "../../src/core/manifest/names.ts";
 import { exportSecrets, exportSession, findExportable } from "../../src/pipeline/export-session.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import type { SessionChange } from "../../src/pipeline/ports.ts";
 import { mongoStores, type Stores } from "../conformance/stores.ts";
 import { REPOSITORY } from "../support/planted-tree.ts";
@@ -78,7 +79,11 @@ async function anchoredSession(
     await stores.blobs.insert(chunk.blobId, chunk, blobs[at] ?? new Uint8Array(0));
     await stores.chunks.insert(chunk);
   }
-  let { version } = await integrate({ ...stores, observer: silent, patience: impatient }, id, NEVER);
+  let { version } = await integrate(
+    { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth() },
+    id,
+    NEVER,
+  );
   const apply = async (...changes: readonly SessionChange[]): Promise<void> => {
     for (const change of changes)
       expect(await stores.sessions.replace(id, version++, change)).toBe("replaced");

@@ -9,6 +9,7 @@ import { AnchorClaims } from "../../src/pipeline/anchor-session.ts";
 import type { AnchoringEngine } from "../../src/pipeline/anchoring-engine.ts";
 import { type ClosePorts, closeSession } from "../../src/pipeline/close-session.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import { createPatience } from "../../src/pipeline/patience.ts";
 import { createPipeline, type Pipeline } from "../../src/pipeline/pipeline.ts";
 import type {
@@ -256,7 +257,11 @@ export async function grow(
 function integrateNow(shared: Shared, session: SessionId): Promise<SessionRecord> {
   const observer = { report: () => undefined };
   const patience = createPatience(shared.clock, observer);
-  return integrate({ ...shared, observer, patience }, session, new AbortController().signal);
+  return integrate(
+    { ...shared, observer, patience, growth: new OwnGrowth() },
+    session,
+    new AbortController().signal,
+  );
 }
 
 /** As a worker leaves it that died right after the seal: the event is pending, and nothing has followed. */

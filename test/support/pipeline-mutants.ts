@@ -24,6 +24,7 @@ const RELAY = "src/pipeline/relay-events.ts";
 const FINALIZE = "src/pipeline/finalize-session.ts";
 const MARKS = "src/pipeline/sent-marks.ts";
 const ROOM = "src/pipeline/session-room.ts";
+const GROWTH = "src/pipeline/own-growth.ts";
 
 const COMMIT = "  const outcome = await commit(pipeline, chunk, blobAtMs, signal);\n";
 const REFUSE = `  if (outcome !== "inserted") {
@@ -87,13 +88,13 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
       {
         file: INTEGRATE,
         from: '"tree-conflict", sessionId: session });\n      record = undefined;\n      continue;\n',
-        to: '"tree-conflict", sessionId: session });\n      return readSession(stores, session, signal);\n',
+        to: '"tree-conflict", sessionId: session });\n      return { record: await readSession(stores, session, signal), isUnread: false };\n',
       },
     ],
   },
   {
     name: "integrate takes its own old head for the session as it is",
-    edits: [{ file: INTEGRATE, from: "if (!isUnproven) return record;", to: "return record;" }],
+    edits: [{ file: INTEGRATE, from: "if (!isUnproven) return {", to: "return {" }],
   },
   {
     name: "integrate goes beyond the proposed count",
@@ -107,7 +108,7 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
   },
   {
     name: "an own head is believed without proof",
-    edits: [{ file: INTEGRATE, from: "if (!isUnproven) return record;", to: "return record;" }],
+    edits: [{ file: INTEGRATE, from: "if (!isUnproven) return {", to: "return {" }],
   },
   {
     name: "a request during a run is content with that run",
@@ -361,6 +362,16 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
         from: "chunks.originalBytesFrom(session, record.tree.size)",
         to: "chunks.originalBytesFrom(session, 0)",
       },
+    ],
+  },
+  {
+    name: "a tree that grew unread isn't looked at again",
+    edits: [{ file: GROWTH, from: "    if (!this.#stopped.aborted) await advance(session);\n", to: "" }],
+  },
+  {
+    name: "a leaf counts as committed before it is",
+    edits: [
+      { file: PROCESS, from: COMMIT, to: `  pipeline.growth.committed(chunk.sessionId, chunk);\n${COMMIT}` },
     ],
   },
 ];

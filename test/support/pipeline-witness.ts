@@ -301,23 +301,26 @@ export class PipelineWitness {
     return this.#world.stores.chunks.committed({ sessionId: session, index: index as LeafIndex });
   }
 
-  /** A worker has returned this chunk: it promises that the event is out, and the leaf in if it can be. */
+  /** A worker has returned this chunk: it promises that the event is out. */
   returned(chunk: ChunkRecord): void {
     if (!this.isPublished(chunk.eventId)) this.violation(`${keyOf(chunk)}: returned and not announced`);
     this.#returned.add(keyOf(chunk));
-    this.#checkNothingLeftBehind(chunk.sessionId);
   }
 
   /** A worker has returned from finalize-session. */
   finalized(session: SessionId): void {
     this.#finalized.add(session);
-    this.#checkNothingLeftBehind(session);
   }
 
-  /** Whoever came last has seen everybody else's commit: the tree has all of them, and the seal if that was the end. */
-  #checkNothingLeftBehind(id: SessionId): void {
-    const session = this.#sessions.get(id);
-    if (session === undefined) return;
+  /**
+   * For a history without faults and sweeps, some time after the last job: whoever came last has seen everybody else's commit, or
+   * looked for it later. The tree has all of them, and the seal if that was the end.
+   */
+  checkNothingLeftBehind(): void {
+    for (const [id, session] of this.#sessions) this.#checkNoLeafLeftBehind(id, session);
+  }
+
+  #checkNoLeafLeftBehind(id: SessionId, session: SessionRecord): void {
     let end = 0;
     while (this.#returned.has(`${id}:${end}`)) end += 1;
     if (end > session.tree.size) this.violation(`${id}: leaf ${session.tree.size} is left to the sweepers`);

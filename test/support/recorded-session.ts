@@ -12,6 +12,7 @@ import { type ManifestFileNames, manifestFileNames } from "../../src/core/manife
 import { ed25519PublicKey } from "../../src/core/merkle/checkpoint.ts";
 import type { HashAlgorithm } from "../../src/core/merkle/hash.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import type { Patience } from "../../src/pipeline/patience.ts";
 import type { Clock, KernelThreads, Observer } from "../../src/pipeline/ports.ts";
 import type { ManifestFolder } from "../../src/pipeline/verify-session.ts";
@@ -156,7 +157,7 @@ export async function recordSession(
 }
 
 async function sealAndWrite(stores: RecordedSession["stores"], id: SessionId, signingKey: KeyObject) {
-  const ports = { ...stores, observer: silent, patience: impatient };
+  const ports = { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth() };
   const grown = await integrate(ports, id, NEVER);
   const { size } = grown.tree;
   const finalize = { manifestType: "session_recording", ownerAddress: "Zoë €", metadata: '{"a":[1,2.5]}' };
@@ -208,7 +209,11 @@ export async function copyToStores(
     await stores.blobs.insert(chunk.blobId, chunk, blobs[at] ?? new Uint8Array(0));
     await stores.chunks.insert(chunk);
   }
-  const grown = await integrate({ ...stores, observer: silent, patience: impatient }, id, NEVER);
+  const grown = await integrate(
+    { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth() },
+    id,
+    NEVER,
+  );
   await stores.sessions.replace(id, grown.version, { kind: "checkpoint", checkpoint: record.checkpoint });
 }
 

@@ -1,5 +1,5 @@
 import { setImmediate as immediate } from "node:timers/promises";
-import { describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { type CoalesceOptions, coalesce } from "../../src/adapters/coalesce.ts";
 import { LucidError } from "../../src/core/errors.ts";
 
@@ -71,6 +71,53 @@ describe("coalesce", () => {
     }
     await Promise.all(results);
     expect(commands.map(({ items }) => items)).toEqual([[4, 6], [1], [50], [2]]);
+  });
+
+  describe("with a delay between its lanes", () => {
+    afterEach(() => {
+      vi.useRealTimers();
+    });
+
+    /** Real turns of the loop, and timers that the test moves. */
+    function slowServer() {
+      vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "performance"] });
+      return pausedServer({ lanes: 2, laneDelayMs: 50 });
+    }
+
+    test("no second command goes out beside one that is answered in time", async () => {
+      const { call, commands } = slowServer();
+      const results = [call(1)];
+      await nextTurn();
+      results.push(call(2));
+      await vi.advanceTimersByTimeAsync(49);
+      await nextTurn();
+      expect(commands).toHaveLength(1);
+      commands[0]?.end();
+      await nextTurn();
+      expect(commands.map(({ items }) => items)).toEqual([[1], [2]]);
+      commands[1]?.end();
+      expect(await Promise.all(results)).toEqual([10, 20]);
+      expect(vi.getTimerCount()).toBe(0);
+    });
+
+    test("beside one that hangs, the others go as if it weren't there", async () => {
+      const { call, commands } = slowServer();
+      const results = [call(1)];
+      await nextTurn();
+      results.push(call(2));
+      await vi.advanceTimersByTimeAsync(50);
+      await nextTurn();
+      expect(commands.map(({ items }) => items)).toEqual([[1], [2]]);
+      commands[1]?.end();
+      await nextTurn();
+      results.push(call(3));
+      await nextTurn();
+      expect(commands.map(({ items }) => items)).toEqual([[1], [2], [3]]);
+      commands[0]?.end();
+      commands[2]?.end();
+      expect(await Promise.all(results)).toEqual([10, 20, 30]);
+      expect(vi.getTimerCount()).toBe(0);
+    });
   });
 
   test("as many commands are under way as there are lanes", async () => {

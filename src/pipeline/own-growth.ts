@@ -1,0 +1,132 @@
+import type { SessionId } from "../core/ids.ts";
+import type { SessionRecord } from "../schema/record.ts";
+import type { Clock, CommittedLeaf, Observer } from "./ports.ts";
+import type { BackgroundWork } from "./relay-events.ts";
+
+/** Sessions that are kept in mind. */
+const SESSIONS_MAX = 1_024;
+/** Leaves that wait for an earlier one, of all sessions; what is beyond is read from the store, as another worker's. */
+const LEAVES_MAX = 4_096;
+/** From the last time that a tree grew unread to the look for leaves of another worker that fit on its end. */
+const LOOK_DELAY_MS = 250;
+
+interface Own {
+  /** As this process wrote it last, without losing a race since. */
+  head: SessionRecord | undefined;
+  /** Committed by this process, and not in the tree when it last ran. */
+  readonly leaves: Map<number, CommittedLeaf>;
+  /** Since `takeUnread`. */
+  hasGrownUnread: boolean;
+}
+
+/**
+ * What a process knows of the trees that it grows: where it is alone at a session it needs to read neither head nor leaves. All of it
+ * may be out of date or forgotten at any time: the compare-and-swap on the head's version decides, and what another worker
+ * committed meanwhile is found by the run after it, or by a later look (decision 17).
+ */
+export class OwnGrowth {
+  readonly #sessions = new Map<SessionId, Own>();
+  #leaves = 0;
+
+  committed(session: SessionId, { index, leafHash, originalBytes, storedBytes }: CommittedLeaf): void {
+    if (this.#leaves >= LEAVES_MAX) return;
+    const { leaves } = this.#own(session);
+    if (!leaves.has(index)) this.#leaves += 1;
+    leaves.set(index, { index, leafHash, originalBytes, storedBytes });
+  }
+
+  /** Gives the head out once: whoever grows it keeps the next one, whoever loses the race doesn't. */
+  takeHead(session: SessionId): SessionRecord | undefined {
+    const own = this.#sessions.get(session);
+    const head = own?.head;
+    if (own !== undefined) own.head = undefined;
+    return head;
+  }
+
+  keepHead(head: SessionRecord): void {
+    this.#own(head.id).head = head;
+  }
+
+  /** Leaves from `size` on, without a gap. */
+  leavesFrom(session: SessionId, size: number, limit: number): readonly CommittedLeaf[] {
+    const leaves = this.#sessions.get(session)?.leaves;
+    const found: CommittedLeaf[] = [];
+    for (let leaf = leaves?.get(size); leaf !== undefined && found.length < limit; ) {
+      found.push(leaf);
+      leaf = leaves?.get(size + found.length);
+    }
+    return found;
+  }
+
+  /** A run has ended with this record, unread or not. */
+  reached({ id, tree }: SessionRecord, isUnread: boolean): void {
+    const own = this.#sessions.get(id);
+    if (own === undefined) return;
+    own.hasGrownUnread ||= isUnread;
+    for (const index of own.leaves.keys()) {
+      if (index < tree.size && own.leaves.delete(index)) this.#leaves -= 1;
+    }
+  }
+
+  /** True once after the tree has grown without a look at the store. */
+  takeUnread(session: SessionId): boolean {
+    const own = this.#sessions.get(session);
+    if (own?.hasGrownUnread !== true) return false;
+    own.hasGrownUnread = false;
+    return true;
+  }
+
+  #own(session: SessionId): Own {
+    const known = this.#sessions.get(session);
+    if (known !== undefined) return known;
+    const own: Own = { head: undefined, leaves: new Map(), hasGrownUnread: false };
+    this.#sessions.set(session, own);
+    const [oldest] = this.#sessions;
+    if (this.#sessions.size > SESSIONS_MAX && oldest !== undefined) {
+      this.#leaves -= oldest[1].leaves.size;
+      this.#sessions.delete(oldest[0]);
+    }
+    return own;
+  }
+}
+
+interface LookPorts {
+  readonly clock: Clock;
+  readonly background: BackgroundWork;
+  readonly observer: Observer;
+  readonly growth: OwnGrowth;
+}
+
+/**
+ * After a tree has grown unread, and doesn't any more: one more run, which finds no leaves of this process and so asks the store for those
+ * of others. Nobody waits for it. Dies before: sweepSessions does the same.
+ */
+export class LaterLooks {
+  readonly #ports: LookPorts;
+  readonly #stopped: AbortSignal;
+  readonly #awaited = new Set<SessionId>();
+
+  constructor(ports: LookPorts, stopped: AbortSignal) {
+    this.#ports = ports;
+    this.#stopped = stopped;
+  }
+
+  /** To be called after each run; `advance` is asked for another one, if there is need. */
+  request(session: SessionId, advance: (session: SessionId) => Promise<unknown>): void {
+    const { background, growth, observer } = this.#ports;
+    if (this.#awaited.has(session) || !growth.takeUnread(session)) return;
+    this.#awaited.add(session);
+    background.add(this.#look(session, advance), (code) => {
+      if (code !== "SHUTTING_DOWN") observer.report({ kind: "session-stuck", sessionId: session, code });
+    });
+  }
+
+  async #look(session: SessionId, advance: (session: SessionId) => Promise<unknown>): Promise<void> {
+    const { clock, growth } = this.#ports;
+    do {
+      await clock.sleep(LOOK_DELAY_MS, this.#stopped);
+    } while (growth.takeUnread(session));
+    this.#awaited.delete(session);
+    if (!this.#stopped.aborted) await advance(session);
+  }
+}

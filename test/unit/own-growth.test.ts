@@ -1,0 +1,141 @@
+import { describe, expect, test } from "vitest";
+import type { LeafHash, LeafIndex, SessionId } from "../../src/core/ids.ts";
+import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
+import type { CommittedLeaf } from "../../src/pipeline/ports.ts";
+import { PipelineStage } from "../support/pipeline-stage.ts";
+import { newSession } from "../support/memory/records.ts";
+import { MemorySessionStore } from "../support/memory/session-store.ts";
+
+const A = "sess-a" as SessionId;
+const B = "sess-b" as SessionId;
+
+function leaf(index: number): CommittedLeaf {
+  const leafHash = new Uint8Array(32).fill(index) as LeafHash;
+  return { index: index as LeafIndex, leafHash, originalBytes: 10, storedBytes: 12 };
+}
+
+function indices(leaves: readonly CommittedLeaf[]): readonly number[] {
+  return leaves.map(({ index }) => index);
+}
+
+async function recordOfSize(id: SessionId, size: number) {
+  const record = await new MemorySessionStore().create(newSession(id));
+  return { ...record, tree: { ...record.tree, size } as typeof record.tree };
+}
+
+describe("OwnGrowth", () => {
+  test("gives out own leaves from the tree's size on, up to a gap or the limit", () => {
+    const growth = new OwnGrowth();
+    for (const index of [5, 3, 4, 7]) growth.committed(A, leaf(index));
+    growth.committed(B, leaf(6));
+    expect(indices(growth.leavesFrom(A, 3, 10))).toEqual([3, 4, 5]);
+    expect(indices(growth.leavesFrom(A, 3, 2))).toEqual([3, 4]);
+    expect(indices(growth.leavesFrom(A, 2, 10))).toEqual([]);
+    expect(indices(growth.leavesFrom(A, 7, 10))).toEqual([7]);
+  });
+
+  test("forgets what the tree has, whoever took it in, and keeps what waits for an earlier leaf", async () => {
+    const growth = new OwnGrowth();
+    for (const index of [0, 1, 4]) growth.committed(A, leaf(index));
+    growth.reached(await recordOfSize(A, 2), false);
+    expect(indices(growth.leavesFrom(A, 0, 10))).toEqual([]);
+    expect(indices(growth.leavesFrom(A, 4, 10))).toEqual([4]);
+  });
+
+  test("keeps a bounded number of leaves, and takes more again when some have gone", async () => {
+    const growth = new OwnGrowth();
+    for (let index = 0; index < 5_000; index++) growth.committed(A, leaf(index));
+    const kept = growth.leavesFrom(A, 0, 10_000).length;
+    expect(kept).toBe(4_096);
+    growth.reached(await recordOfSize(A, kept), true);
+    growth.committed(A, leaf(kept));
+    expect(indices(growth.leavesFrom(A, kept, 10))).toEqual([kept]);
+  });
+
+  test("forgets the session that it has known for longest", async () => {
+    const growth = new OwnGrowth();
+    growth.committed(A, leaf(0));
+    growth.keepHead(await recordOfSize(A, 0));
+    for (let count = 0; count < 1_024; count++) growth.committed(`sess-${count}` as SessionId, leaf(0));
+    expect(growth.takeHead(A)).toBeUndefined();
+    expect(growth.leavesFrom(A, 0, 1)).toEqual([]);
+    expect(growth.leavesFrom("sess-1023" as SessionId, 0, 1)).toHaveLength(1);
+  });
+
+  test("tells once that a tree has grown unread", async () => {
+    const growth = new OwnGrowth();
+    growth.keepHead(await recordOfSize(A, 0));
+    growth.reached(await recordOfSize(A, 1), true);
+    growth.reached(await recordOfSize(A, 1), false);
+    expect(growth.takeUnread(A)).toBe(true);
+    expect(growth.takeUnread(A)).toBe(false);
+    expect(growth.takeUnread(B)).toBe(false);
+  });
+});
+
+describe("a worker that is alone at a session", () => {
+  test("grows the tree without reading head or leaves", async () => {
+    const stage = new PipelineStage();
+    await stage.process(stage.chunkJob(0));
+    stage.calls.length = 0;
+    for (const index of [1, 2, 3]) await stage.processFirst(stage.chunkJob(index));
+    expect(stage.count("sessions.find")).toBe(0);
+    expect(stage.count("chunks.contiguousLeaves")).toBe(0);
+    expect(stage.count("sessions.replace")).toBe(3);
+    expect(await stage.record()).toMatchObject({ tree: { size: 4 } });
+  });
+
+  test("looks once after it has grown the tree, and not again and again", async () => {
+    const stage = new PipelineStage();
+    for (const index of [0, 1, 2, 3]) await stage.processFirst(stage.chunkJob(index));
+    stage.calls.length = 0;
+    await stage.rest();
+    // Under its own head, and then under the one that it reads, because the first proves nothing.
+    expect(stage.count("chunks.contiguousLeaves")).toBe(2);
+    expect(stage.count("sessions.find")).toBe(1);
+    expect(stage.count("sessions.replace")).toBe(0);
+  });
+});
+
+describe("a leaf of another worker, committed while the tree grew unread", () => {
+  /** Leaf 0 is in the tree; the second worker has committed leaf 2 and found leaf 1 missing; the first then grows by leaf 1, unread. */
+  async function leftBehind(): Promise<PipelineStage> {
+    const stage = new PipelineStage(2);
+    await stage.process(stage.chunkJob(0));
+    await stage.process(stage.chunkJob(2), stage.worker(1));
+    await stage.processFirst(stage.chunkJob(1));
+    expect(await stage.record()).toMatchObject({ tree: { size: 2 } });
+    return stage;
+  }
+
+  test("gets into the tree a moment later, without a sweep", async () => {
+    const stage = await leftBehind();
+    await stage.wait(300);
+    expect(await stage.record()).toMatchObject({ tree: { size: 3 } });
+  });
+
+  test("doesn't keep the session from being sealed", async () => {
+    const stage = await leftBehind();
+    await stage.finalize(3, stage.worker(1));
+    expect(await stage.record()).toMatchObject({ state: "sealed", tree: { size: 3 } });
+  });
+
+  test("is taken in by the next run, if there is one", async () => {
+    const stage = await leftBehind();
+    await stage.processFirst(stage.chunkJob(3));
+    expect(await stage.record()).toMatchObject({ tree: { size: 4 } });
+  });
+
+  test("is left to the sweepers by a worker that dies", async () => {
+    const stage = await leftBehind();
+    stage.world.crash(stage.worker(0));
+    await stage.rest();
+    expect(await stage.record()).toMatchObject({ tree: { size: 2 } });
+    // Sessions are swept when they are seen for the second time without having moved.
+    for (let sweeps = 0; sweeps < 3; sweeps++) {
+      await stage.sweep();
+      await stage.wait(100_000);
+    }
+    expect(await stage.record()).toMatchObject({ tree: { size: 3 } });
+  });
+});
