@@ -30,8 +30,8 @@ export interface Load {
   readonly kind: DataKind;
   readonly chunkBytes: number;
   readonly chunks: number;
-  /** Environment of the worker beside that of the trial: empty means defaults. */
-  readonly env?: Readonly<Record<string, string>>;
+  /** Jobs at a time, of the worker or of its rival; absent: the worker's default. */
+  readonly jobs?: number;
   /** Chunk counts at which the worker's memory is noted. */
   readonly memoryAt?: readonly number[];
 }
@@ -73,7 +73,7 @@ export async function measureThroughput(servers: LocalServers, load: Load): Prom
 async function runWorker(trial: Trial, servers: LocalServers, load: Load): Promise<Throughput> {
   const warmUp = Math.floor(load.chunks * WARM_UP_SHARE);
   const watch = new EventWatch(trial);
-  const worker = await startLocalWorker({ dir: servers.folder, env: { ...trial.env, ...load.env } });
+  const worker = await startLocalWorker({ dir: servers.folder, env: { ...trial.env, ...jobsOf(load) } });
   const readyMs = performance.now();
   const memory = new MemoryWatch(worker);
   const server = new Redis(trial.redisUrl);
@@ -91,10 +91,8 @@ async function runWorker(trial: Trial, servers: LocalServers, load: Load): Promi
     const counted = after.chunks - before.chunks;
     await sealed;
     return {
-      mbPerS: (counted * load.chunkBytes) / 1e6 / seconds,
+      ...ratesOf(load, counted, seconds, after.cpuSeconds - before.cpuSeconds),
       mbPerSToSeal: (load.chunks * load.chunkBytes) / 1e3 / (performance.now() - readyMs),
-      chunksPerS: counted / seconds,
-      workerCpuMsPerChunk: ((after.cpuSeconds - before.cpuSeconds) * 1000) / counted,
       mongoCommandsPerChunk: (after.mongoCommands - before.mongoCommands) / counted,
       redisCommandsPerChunk: (after.redisCommands - before.redisCommands) / counted,
       redisServerReadsPerChunk: (servedAfter.reads - served.reads) / counted,
@@ -128,7 +126,12 @@ export async function measureRival(servers: LocalServers, load: Load): Promise<R
       program: process.execPath,
       args: [...NODE_FLAGS, RIVAL],
       dir: join(servers.folder, "rival"),
-      env: { ...trial.env, CPU_THREADS: String(trial.threads), MAX_WORKERS: String(RIVAL_JOBS) },
+      env: {
+        ...trial.env,
+        CPU_THREADS: String(trial.threads),
+        MAX_WORKERS: String(RIVAL_JOBS),
+        ...jobsOf(load),
+      },
     });
     try {
       return await unlessEnded(rival, runRival(rival, watch, servers, load));
@@ -157,12 +160,21 @@ async function runRival(
   await watch.until(load.chunks);
   const seconds = (performance.now() - startedMs) / 1000;
   const outsideCores = outside.cores();
-  const counted = load.chunks - done;
   return {
-    mbPerS: (counted * load.chunkBytes) / 1e6 / seconds,
-    chunksPerS: counted / seconds,
-    workerCpuMsPerChunk: ((processCpuSeconds(pid) - cpuBefore) * 1000) / counted,
+    ...ratesOf(load, load.chunks - done, seconds, processCpuSeconds(pid) - cpuBefore),
     ...(outsideCores === undefined ? {} : { outsideCores }),
+  };
+}
+
+function jobsOf({ jobs }: Load): { readonly MAX_WORKERS?: string } {
+  return jobs === undefined ? {} : { MAX_WORKERS: String(jobs) };
+}
+
+function ratesOf({ chunkBytes }: Load, counted: number, seconds: number, cpuSeconds: number) {
+  return {
+    mbPerS: (counted * chunkBytes) / 1e6 / seconds,
+    chunksPerS: counted / seconds,
+    workerCpuMsPerChunk: (cpuSeconds * 1000) / counted,
   };
 }
 
@@ -316,7 +328,7 @@ class EventWatch {
     const late = setTimeout(
       () => reject(new Error(`only ${this.#seen.size} of ${count} chunks were done in time`)),
       RUN_TIMEOUT_MS,
-    );
+    ).unref();
     this.#waiting.add(waiting);
     await promise;
     clearTimeout(late);
@@ -326,7 +338,7 @@ class EventWatch {
     const late = setTimeout(
       () => this.#sealed.reject(new Error("the session was not sealed in time")),
       RUN_TIMEOUT_MS,
-    );
+    ).unref();
     await this.#sealed.promise;
     clearTimeout(late);
   }
