@@ -1,3 +1,4 @@
+import { bytesEqual } from "../core/bytes.ts";
 import type { SessionId } from "../core/ids.ts";
 import type { HashAlgorithm, SessionRecord } from "../schema/record.ts";
 import type { Patience } from "./patience.ts";
@@ -63,7 +64,9 @@ export class SessionDirectory {
         createdAt: this.#clock.now(),
       }),
     );
-    this.#observer.report({ kind: "session-created", sessionId: session });
+    // Several chunks may be the first ones at the same time: only one of them opens the session, with its secret.
+    const isOurs = created.keys.some(({ wrapped }) => bytesEqual(wrapped, key.wrapped));
+    if (isOurs) this.#observer.report({ kind: "session-created", sessionId: session });
     this.remember(created);
     return created;
   }

@@ -53,6 +53,22 @@ describe("a chunk", () => {
   });
 });
 
+describe("a session's first chunks", () => {
+  test("open it once, however many come at the same time, at however many workers", async () => {
+    const stage = new PipelineStage(2);
+    const first = [0, 1, 2, 3].map((index) => stage.process(stage.chunkJob(index), stage.worker(index % 2)));
+    await Promise.all(first);
+    expect(stage.reports.filter(({ kind }) => kind === "session-created")).toHaveLength(1);
+  });
+
+  test("open it also if the reply to that is lost", async () => {
+    const stage = new PipelineStage();
+    stage.fail("sessions.create", "reply-lost");
+    await stage.process(stage.chunkJob(0));
+    expect(stage.reports.filter(({ kind }) => kind === "session-created")).toHaveLength(1);
+  });
+});
+
 describe("each write of the path, whatever becomes of it, has one effect", () => {
   const writes: readonly CallName[] = [
     "sessions.create",
