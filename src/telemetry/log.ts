@@ -274,8 +274,9 @@ export const LOG_EVENTS = {
   store_recovered: {
     level: "info",
     message: "store available again",
-    fields: ["what"],
-    optional: ["stage", "duration_ms"],
+    /** Of the whole outage, as this process saw it. */
+    fields: ["what", "duration_ms"],
+    optional: ["stage"],
     limitBy: "what",
   },
   sidecar_error: { level: "warn", message: "health endpoint error", fields: ["err"], limitBy: "err" },

@@ -11,8 +11,9 @@ afterEach(() => {
 });
 
 function observed() {
-  const destination = { write: () => undefined };
-  const log = createLog({ level: "fatal", service: "session-processor", version: "1.2.3", destination });
+  const written: string[] = [];
+  const destination = { write: (line: string) => void written.push(line) };
+  const log = createLog({ level: "info", service: "session-processor", version: "1.2.3", destination });
   const metrics = createMetrics({ version: "1.2.3", queues: ["session-chunks"] });
   opened.push(metrics);
   const clock = new ManualClock();
@@ -22,7 +23,11 @@ function observed() {
     const line = (await metrics.text()).split("\n").find((one) => one.startsWith(prefix));
     return line === undefined ? undefined : Number(line.slice(prefix.length));
   };
-  return { observer, clock, value };
+  const linesOf = (event: string) =>
+    written
+      .map((line) => JSON.parse(line) as Record<string, unknown>)
+      .filter((line) => line["event"] === event);
+  return { observer, clock, value, linesOf };
 }
 
 describe.each([
@@ -66,5 +71,37 @@ describe.each([
     clock.advance(FRESH_MS + 1);
     expect(await value(count)).toBeUndefined();
     expect(await value(age)).toBeUndefined();
+  });
+});
+
+describe("a server that is back", () => {
+  const away = (operation: string, seconds: number) =>
+    ({ kind: "waiting", code: "QUEUE_UNAVAILABLE", operation, seconds }) as const;
+  const back = (operation: string, seconds: number) =>
+    ({ kind: "resumed", code: "QUEUE_UNAVAILABLE", operation, seconds }) as const;
+
+  test("is told once, with how long it was away, and not how long the first one through has waited", () => {
+    const { observer, clock, linesOf } = observed();
+    clock.advance(100_000);
+    observer.report(away("events.publish", 0.5));
+    clock.advance(6_000);
+    observer.report(away("events.publish", 6.5));
+    observer.report(away("events.mark", 0));
+    clock.advance(1_500);
+    observer.report(back("events.mark", 1.5));
+    observer.report(back("events.publish", 8));
+    expect(linesOf("store_recovered")).toMatchObject([
+      { what: "redis", stage: "events.mark", duration_ms: 8_000 },
+    ]);
+  });
+
+  test("after an outage that nobody waited out has the time of its own outage", () => {
+    const { observer, clock, linesOf } = observed();
+    observer.report(away("events.publish", 0));
+    clock.advance(3_600_000);
+    observer.report(away("events.mark", 0));
+    clock.advance(2_000);
+    observer.report(back("events.mark", 2));
+    expect(linesOf("store_recovered")).toMatchObject([{ duration_ms: 2_000 }]);
   });
 });

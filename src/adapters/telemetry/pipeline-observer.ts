@@ -4,6 +4,7 @@ import type { Observer, PipelineEvent } from "../../pipeline/ports.ts";
 import type { Log } from "../../telemetry/log.ts";
 import type { Metrics } from "../../telemetry/metrics.ts";
 import { type BacklogGaugeOptions, createBacklogGauges } from "./backlog-gauges.ts";
+import { Outages } from "./outages.ts";
 
 type Handlers = {
   readonly [Kind in PipelineEvent["kind"]]: (event: Extract<PipelineEvent, { readonly kind: Kind }>) => void;
@@ -21,6 +22,7 @@ export function createObserver(log: Log, metrics: Metrics, options: BacklogGauge
     { count: "unanchored_sessions", age: "unanchored_oldest_age_seconds" },
     options,
   );
+  const outages = new Outages(options.clock);
   const handlers: Handlers = {
     stage: ({ stage, seconds }) => metrics.observe("stage_seconds", { stage }, seconds),
     "chunk-committed": ({ chunk, seconds }) => {
@@ -118,19 +120,21 @@ export function createObserver(log: Log, metrics: Metrics, options: BacklogGauge
     waiting: ({ operation, code, seconds }) => {
       metrics.count("dependency_waits_total", { code });
       const err = new LucidError(code, "the server does not answer; waiting for it");
+      const what = dependencyOf(code);
+      outages.noticed(what, seconds);
       log.event("store_unavailable", {
-        what: dependencyOf(code),
+        what,
         stage: operation,
         duration_ms: Math.round(seconds * 1000),
         err,
       });
     },
-    resumed: ({ code, operation, seconds }) =>
-      log.event("store_recovered", {
-        what: dependencyOf(code),
-        stage: operation,
-        duration_ms: Math.round(seconds * 1000),
-      }),
+    resumed: ({ code, operation }) => {
+      const what = dependencyOf(code);
+      const awayMs = outages.ended(what);
+      if (awayMs !== undefined)
+        log.event("store_recovered", { what, stage: operation, duration_ms: Math.round(awayMs) });
+    },
   };
   return {
     report(event) {
