@@ -29,6 +29,8 @@ export interface HealthParts {
 export interface Health {
   readonly sources: SidecarSources;
   setReady(ready: boolean): void;
+  /** The checks for which /ready answers 503 at this moment; none: 200. */
+  failing(): Promise<readonly Check[]>;
 }
 
 /** Where the sidecar gets its answers; it is there before the parts are that it looks at. */
@@ -121,6 +123,7 @@ export function createHealth(parts: HealthParts): Health {
     setReady(isReady) {
       ready = isReady;
     },
+    failing: async () => (await requiredChecks()).filter(({ ok }) => !ok),
     sources: {
       health: () =>
         Promise.all([

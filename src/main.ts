@@ -27,7 +27,7 @@ import { type Config, type LoadedConfig, loadProcessConfig, reloadable, restartR
 import { toHex } from "./core/bytes.ts";
 import type { KeyRing } from "./core/encrypt/kek.ts";
 import { asLucidError, type ErrorCode, errorCodeOf, isOutage, LucidError } from "./core/errors.ts";
-import { createHealth, type Probes, startProbes } from "./health.ts";
+import { createHealth, type Health, type Probes, startProbes } from "./health.ts";
 import { keyRingOf } from "./key-ring.ts";
 import { createNeighbours, eventQueuesOf } from "./neighbours.ts";
 import { checkKeyRing } from "./pipeline/check-key-ring.ts";
@@ -48,6 +48,8 @@ const CONNECT_PAUSE_MAX_MS = 2_000;
 /** The clients connect by themselves, again and again; this is how often that is said. */
 const REDIS_CONNECT_MS_MAX = 2_000;
 const START_POLL_MS = 10;
+/** A look at /ready's checks, one of which writes to a disk. */
+const READY_POLL_MS = 1_000;
 /** How often a process with a wrong key says so, and looks whether the key is still wrong. */
 const KEY_RING_CHECK_INTERVAL_MS = 10_000;
 /** Sweeps of replicas that started together must not stay together. */
@@ -208,6 +210,7 @@ function createService(parts: Parts): Service {
       neighbours.start();
       sweeping = sweepForever(pipeline, config, clock, log, metrics, draining.signal);
       health.setReady(true);
+      if (!(await untilReady(health, port, waiting))) return;
       log.event("ready", { port, duration_ms: Math.round(clock.monotonicMs() - startedMs) });
     },
     setConcurrency: (jobs) => consumers.chunks.setConcurrency(jobs),
@@ -413,6 +416,28 @@ async function untilConnected(
     await clock.sleep(START_POLL_MS, stop);
   }
   return true;
+}
+
+/**
+ * Jobs are taken by now. What else /ready asks, such as the folder for manifests, is for somebody to put right: each of it is said once, and
+ * the log says `ready` when /ready does. False when the process is told to stop meanwhile.
+ */
+async function untilReady(
+  health: Pick<Health, "failing">,
+  port: number,
+  { clock, log, stop }: Waiting,
+): Promise<boolean> {
+  const told = new Set<string>();
+  while (!stop.aborted) {
+    const failing = await health.failing();
+    if (failing.length === 0) return true;
+    for (const { name, detail } of failing) {
+      if (!told.has(name)) log.event("not_ready", { what: name, reason: detail, port });
+      told.add(name);
+    }
+    await clock.sleep(READY_POLL_MS, stop);
+  }
+  return false;
 }
 
 /**

@@ -70,7 +70,7 @@ export const LOG_EVENTS = {
   config_reload_refused: { level: "error", message: "configuration not reloaded", fields: ["err"] },
   restart_required: { level: "warn", message: "changed settings need a restart", fields: ["settings"] },
   waiting_for: {
-    level: "info",
+    level: "warn",
     message: "waiting for a dependency",
     fields: ["what"],
     optional: ["attempt", "duration_ms", "err"],
@@ -94,6 +94,8 @@ export const LOG_EVENTS = {
     fields: ["what"],
     optional: ["duration_ms"],
   },
+  /** Takes jobs; `what` is the check of /ready that fails, `reason` what to do. */
+  not_ready: { level: "warn", message: "not ready, a check fails", fields: ["what", "reason", "port"] },
   ready: { level: "info", message: "ready", fields: ["port"], optional: ["duration_ms"] },
   stopping: { level: "info", message: "stopping", fields: ["reason"], optional: ["signal"] },
   stopped: { level: "info", message: "stopped", fields: ["duration_ms"] },

@@ -44,15 +44,24 @@ describe("a worker with a signing key", () => {
     expect(existsSync(join(deployment.folder, "data", "manifests"))).toBe(true);
   });
 
-  test("doesn't make a folder that is named: it isn't ready before that is there", async () => {
+  test("doesn't make a folder that is named: it isn't ready, and says why, before that is there", async () => {
     const { deployment, MANIFEST_SIGNING_KEY_FILE } = signing();
     const manifests = join(deployment.folder, "disk", "manifests");
     const worker = deployment.startWorker({ MANIFEST_SIGNING_KEY_FILE, LUCID_MANIFEST_PATH: manifests });
-    await worker.untilLine("ready", 20_000);
+    await worker.untilLine("not_ready", 20_000);
+    expect(worker.linesOf("not_ready")).toMatchObject([
+      {
+        level: "warn",
+        what: "manifest_directory",
+        reason: expect.stringContaining("check that LUCID_MANIFEST_PATH exists") as unknown,
+      },
+    ]);
     expect(await worker.get("/ready")).toMatchObject({ status: 503 });
+    expect(worker.linesOf("ready")).toEqual([]);
     expect(existsSync(manifests)).toBe(false);
     mkdirSync(manifests, { recursive: true });
     await worker.untilReady();
+    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
   });
 });
 
@@ -71,7 +80,9 @@ describe("a worker that starts before its servers", () => {
     const before = worker.lines.length;
     await sleep(WATCHED_MS);
     expect(worker.lines.length - before).toBeLessThanOrEqual(linesAllowed(WATCHED_MS));
-    expect(worker.linesOf("waiting_for")).toContainEqual(expect.objectContaining({ what: "mongodb" }));
+    expect(worker.linesOf("waiting_for")).toContainEqual(
+      expect.objectContaining({ what: "mongodb", level: "warn" }),
+    );
     expect(await worker.get("/health", httpPort)).toMatchObject({ status: 200 });
     const ready = await worker.get("/ready", httpPort);
     expect(ready.status).toBe(503);

@@ -142,10 +142,10 @@ export class WorkerProcess {
     return this.#lines.filter((line) => line.event === event);
   }
 
-  /** Of the sidecar, as the `ready` line tells it. */
+  /** Of the sidecar, as the line tells it that says whether it is ready. */
   get port(): number {
-    const port = this.linesOf("ready")[0]?.["port"];
-    if (typeof port !== "number") throw new Error("the worker has not said that it is ready");
+    const port = [...this.linesOf("ready"), ...this.linesOf("not_ready")][0]?.["port"];
+    if (typeof port !== "number") throw new Error("the worker has not said whether it is ready");
     return port;
   }
 
