@@ -1,29 +1,41 @@
 import type { Command } from "commander";
-import { loadProcessConfig } from "../config.ts";
+import { loadSigningKey } from "../adapters/file/signing-key.ts";
+import { type LoadedConfig, loadProcessConfig } from "../config.ts";
 import { LucidError } from "../core/errors.ts";
 import { keyRingOf } from "../key-ring.ts";
-import { newCommand, perform } from "./command.ts";
+import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { renderConfig } from "./render-config.ts";
 
 export function configCommand(): Command {
-  return newCommand("config", "print the effective configuration and where each value came from").action(
-    ({ json }: { json?: boolean }) =>
-      perform(json, async (output) => {
-        const loaded = loadProcessConfig({ needs: [] });
-        const refusal = refusalOfRun();
-        await output.print(`${renderConfig(loaded, { json: json ?? false, refusal })}\n`);
-        return 0;
-      }),
+  return newCommand(
+    "config",
+    "print the effective configuration and where each value came from; fails if run would refuse it",
+  ).action(({ json }: { json?: boolean }) =>
+    perform(json, async (output) => {
+      const loaded = loadProcessConfig({ needs: [] });
+      const refusals = await refusalsOfRun(loaded);
+      await output.print(`${renderConfig(loaded, { json: json ?? false, refusals })}\n`);
+      return refusals.length === 0 ? 0 : EXIT_FAILURE;
+    }),
   );
 }
 
-/** What `run` would end with at once: it needs settings that `config` can do without. */
-function refusalOfRun(): string | undefined {
+/** All that `run` would end with at once: it needs settings that `config` can do without, and its keys. */
+async function refusalsOfRun({ config }: LoadedConfig): Promise<readonly string[]> {
+  const { signingKeyFile } = config.manifest;
+  const refusals = await Promise.all([
+    refusalOf(async () => keyRingOf(loadProcessConfig().config)),
+    refusalOf(async () => signingKeyFile === undefined || loadSigningKey(signingKeyFile)),
+  ]);
+  return refusals.filter((refusal) => refusal !== undefined);
+}
+
+async function refusalOf(check: () => Promise<unknown>): Promise<string | undefined> {
   try {
-    keyRingOf(loadProcessConfig().config);
+    await check();
     return undefined;
   } catch (thrown) {
-    if (thrown instanceof LucidError && thrown.code === "CONFIG_INVALID") return thrown.message;
+    if (thrown instanceof LucidError && thrown.disposition === "fatal") return thrown.message;
     throw thrown;
   }
 }

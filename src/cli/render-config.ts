@@ -6,18 +6,21 @@ const REQUIRED_NOT_SET = "(required, not set)";
 export interface RenderOptions {
   readonly json?: boolean;
   /** Why `run` would not start with this configuration. */
-  readonly refusal?: string | undefined;
+  readonly refusals?: readonly string[];
 }
 
 /**
  * The text of `session-processor config`: every setting's effective value and where it came from, for people or
  * (`json`) as one JSON object. Secrets arrive here masked; nothing in this file could unmask them.
  */
-export function renderConfig(loaded: LoadedConfig, { json = false, refusal }: RenderOptions = {}): string {
-  return json ? asJson(loaded, refusal) : asTable(loaded, refusal);
+export function renderConfig(
+  loaded: LoadedConfig,
+  { json = false, refusals = [] }: RenderOptions = {},
+): string {
+  return json ? asJson(loaded, refusals) : asTable(loaded, refusals);
 }
 
-function asJson(loaded: LoadedConfig, refusal: string | undefined): string {
+function asJson(loaded: LoadedConfig, refusals: readonly string[]): string {
   const missing = missingSettings(loaded);
   const byName: Record<string, unknown> = {};
   for (const { name, value, source, secret, reloadable } of loaded.settings) {
@@ -26,10 +29,11 @@ function asJson(loaded: LoadedConfig, refusal: string | undefined): string {
       : { value: value ?? null, source, secret, reloadable };
   }
   const { warnings } = loaded;
-  return JSON.stringify({ settings: byName, warnings, run_would_refuse: refusal ?? null }, null, 2);
+  const refusal = refusals.length === 0 ? null : refusals.join("\n");
+  return JSON.stringify({ settings: byName, warnings, run_would_refuse: refusal }, null, 2);
 }
 
-function asTable(loaded: LoadedConfig, refusal: string | undefined): string {
+function asTable(loaded: LoadedConfig, refusals: readonly string[]): string {
   const { settings, warnings } = loaded;
   const missing = missingSettings(loaded);
   const rows = settings.map(
@@ -49,7 +53,7 @@ function asTable(loaded: LoadedConfig, refusal: string | undefined): string {
   return [
     ...lines,
     ...warnings.map((warning) => `warning: ${warning}`),
-    ...(refusal === undefined ? [] : [`run would refuse: ${refusal}`]),
+    ...refusals.map((refusal) => `run would refuse: ${refusal}`),
   ].join("\n");
 }
 

@@ -3,6 +3,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
+import { generateSigningKey } from "../../src/adapters/file/signing-key.ts";
 import { Deployment, payloadOf, untilSealed } from "../support/deployment.ts";
 import { testServers } from "../support/servers.ts";
 import { type ProgramResult, runProgram, until } from "../support/worker-process.ts";
@@ -292,11 +293,24 @@ describe("the commands", () => {
 
     const { PATH } = process.env;
     const bare = await runProgram(["config"], { env: { PATH }, cwd: deployment.folder });
-    expect(bare).toMatchObject({ code: 0, stderr: "" });
+    expect(bare).toMatchObject({ code: EXIT_FAILURE, stderr: "" });
     expect(bare.stdout).toMatch(/^MONGODB_URL +\(required, not set\)$/m);
     const run = await runProgram(["run"], { env: { PATH }, cwd: deployment.folder });
     const reason =
       /the configuration has [\s\S]*(?= \[CONFIG_INVALID\])/.exec(run.stderr)?.[0] ?? "no reason";
     expect(bare.stdout.endsWith(`run would refuse: ${reason}\n`)).toBe(true);
+
+    const MANIFEST_SIGNING_KEY_FILE = join(deployment.folder, "signing-key.pem");
+    writeFileSync(MANIFEST_SIGNING_KEY_FILE, generateSigningKey().privatePem, { mode: 0o644 });
+    const env = { ...deployment.env, MANIFEST_SIGNING_KEY_FILE };
+    const open = await runProgram(["config", "--json"], { env, cwd: deployment.folder });
+    expect(open).toMatchObject({ code: EXIT_FAILURE, stderr: "" });
+    const { run_would_refuse: refusal } = JSON.parse(open.stdout) as { readonly run_would_refuse: string };
+    expect(refusal).toContain(`${MANIFEST_SIGNING_KEY_FILE} is open to others; chmod 0600 it`);
+    const refused = await runProgram(["run"], { env, cwd: deployment.folder });
+    expect(refused).toMatchObject({
+      code: EXIT_FAILURE,
+      stderr: `error: ${refusal} [SIGNING_KEY_UNUSABLE]\n`,
+    });
   });
 });

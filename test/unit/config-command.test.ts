@@ -48,16 +48,19 @@ describe("what run can't do without", () => {
 
   test("is shown as required in production, and not as a default that nobody takes", () => {
     const bare = loadedBare({ ENCRYPTION_KEY_FILE: "" });
-    const text = renderConfig(bare, { refusal: "MONGODB_URL is not set" });
+    const text = renderConfig(bare, { refusals: ["the key is", "MONGODB_URL is not set"] });
     for (const name of ["MONGODB_URL", "REDIS_URL", "ENCRYPTION_KEY"])
       expect(text).toMatch(new RegExp(`^${name} +\\(required, not set\\)$`, "m"));
-    expect(text.split("\n").at(-1)).toBe("run would refuse: MONGODB_URL is not set");
-    const json = JSON.parse(renderConfig(bare, { json: true, refusal: "x" })) as {
+    expect(text.split("\n").slice(-2)).toEqual([
+      "run would refuse: the key is",
+      "run would refuse: MONGODB_URL is not set",
+    ]);
+    const json = JSON.parse(renderConfig(bare, { json: true, refusals: ["x", "y"] })) as {
       readonly settings: Record<string, unknown>;
       readonly run_would_refuse: unknown;
     };
     expect(json.settings["REDIS_URL"]).toMatchObject({ value: null, source: null, required: true });
-    expect(json.run_would_refuse).toBe("x");
+    expect(json.run_would_refuse).toBe("x\ny");
   });
 
   test("is a default in development", () => {
