@@ -11,11 +11,12 @@ export const EXIT_INTERRUPTED = 130;
 const USAGE_CODES: ReadonlySet<ErrorCode> = new Set(["CONFIG_INVALID", "JOB_INVALID"]);
 
 /** Every command has --json; parse errors exit with EXIT_USAGE too (session-processor.ts). */
-export function newCommand(name: string, summary: string): Command {
-  return new Command(name)
-    .summary(summary)
-    .description(summary)
-    .option("--json", "print the result as one JSON object");
+export function newCommand(
+  name: string,
+  summary: string,
+  jsonMeans = "print the result as one JSON object",
+): Command {
+  return new Command(name).summary(summary).description(summary).option("--json", jsonMeans);
 }
 
 /**

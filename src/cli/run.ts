@@ -9,6 +9,7 @@ export function runCommand(): Command {
   return newCommand(
     "run",
     "run the worker until SIGTERM (configuration: environment, then CONFIG_FILE)",
+    "say why it doesn't start as one JSON object; its log is JSON lines in any case",
   ).action(async ({ json }: { json?: boolean }) => {
     try {
       // What is still open then, such as a connection to a server that is away, must not hold the exit up.
