@@ -47,6 +47,8 @@ export interface DemoReport extends AuditReport {
   /** From the first job to the seal. */
   readonly seconds: number;
   readonly mb_per_s: number;
+  /** The folder with all that --keep keeps; null without it. */
+  readonly kept: string | null;
   readonly redis: string;
   readonly mongodb: string;
 }
@@ -75,8 +77,15 @@ export async function runDemo({ file, keep, output, signal }: DemoOptions): Prom
       output,
       signal,
     });
-    if (keep) await sayHowToLook(say, servers, trial);
+    if (keep) {
+      await sayHowToLook(say, servers, trial);
+      say("and then the commands above, and the others of npx session-processor; --help lists them");
+    }
     return report;
+  } catch (thrown) {
+    // Interrupted or failed: what there is by now is kept all the same.
+    if (keep) await sayHowToLook(say, servers, trial).catch(() => say(`kept: ${servers.folder}`));
+    throw thrown;
   } finally {
     if (!keep) await dropTrial(trial);
     await servers.stop();
@@ -122,6 +131,7 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
       ...audit,
       seconds,
       mb_per_s: run.bytes / 1e6 / seconds,
+      kept: run.keep ? servers.folder : null,
       redis: servers.redis.label,
       mongodb: servers.mongodb.label,
     };
@@ -325,7 +335,6 @@ async function sayHowToLook(
     say(`to look at it:  npm run services -- --folder ${folder}`);
     say(`then, in another terminal, its two export lines, and:  . ${file}`);
   } else say(`to look at it:  . ${file}`);
-  say("and then the commands above, and the others of npx session-processor; --help lists them");
 }
 
 const SERVER_URLS: readonly string[] = ["REDIS_URL", "MONGODB_URL"];

@@ -126,32 +126,49 @@ describe("demo", () => {
     expect(stdout).toMatch(/^by Python +REFUSED/m);
   });
 
-  // What a terminal sends for Ctrl-C, to the whole foreground group.
-  test.each([
-    ["while its servers start", /Redis: /],
-    ["in the middle of the work", /worker: process \d+/],
-  ])("interrupted %s ends with 130 and leaves no process and no folder", async (_, moment) => {
-    const folder = ownFolder();
-    const demo = spawn(process.execPath, [PROGRAM, "demo"], {
-      env: { ...bareEnvironment(), TMPDIR: folder },
-      detached: true,
-      stdio: ["ignore", "ignore", "pipe"],
-    });
-    onTestFinished(() => {
-      if (demo.exitCode === null && demo.signalCode === null) signalGroup(demo, "SIGKILL");
-    });
-    const closed = once(demo, "close");
-    let said = "";
-    demo.stderr.setEncoding("utf8").on("data", (text: string) => {
-      said += text;
-    });
-    await until(`the demo says ${moment}`, () => moment.test(said), 60_000);
-    signalGroup(demo, "SIGINT");
-    const [code] = (await closed) as [number | null];
-    expect(code).toBe(EXIT_INTERRUPTED);
-    expect(said).toContain("interrupted");
-    expect(said).not.toContain("    at ");
-    expect(readdirSync(folder).filter((name) => name.startsWith("session-processor"))).toEqual([]);
-    if (IS_LINUX) await until("its processes are gone", () => processesIn(folder).length === 0, GONE_MS);
+  test("interrupted while its servers start ends with 130 and leaves no process and no folder", async () => {
+    expect(await interruptedDemo([], /Redis: /)).toMatchObject({ left: [] });
+  });
+
+  test("interrupted in the middle of the work does too, and with --keep says where its folder is", async () => {
+    const working = /worker: process \d+/;
+    const [plain, keeping] = await Promise.all([
+      interruptedDemo([], working),
+      interruptedDemo(["--keep"], working),
+    ]);
+    expect(plain).toMatchObject({ left: [] });
+    const kept = /^kept: (\S+) /m.exec(keeping.said)?.[1] ?? "";
+    expect(keeping.left).toEqual([kept]);
+    expect(readFileSync(join(kept, "demo.env"), "utf8")).toContain("ENCRYPTION_KEY=");
   });
 });
+
+/** What a terminal sends for Ctrl-C, to the whole foreground group; what the demo has said, and the folders that it left. */
+async function interruptedDemo(
+  flags: readonly string[],
+  moment: RegExp,
+): Promise<{ readonly said: string; readonly left: readonly string[] }> {
+  const folder = ownFolder();
+  const demo = spawn(process.execPath, [PROGRAM, "demo", ...flags], {
+    env: { ...bareEnvironment(), TMPDIR: folder },
+    detached: true,
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  onTestFinished(() => {
+    if (demo.exitCode === null && demo.signalCode === null) signalGroup(demo, "SIGKILL");
+  });
+  const closed = once(demo, "close");
+  let said = "";
+  demo.stderr.setEncoding("utf8").on("data", (text: string) => {
+    said += text;
+  });
+  await until(`the demo says ${moment}`, () => moment.test(said), 60_000);
+  signalGroup(demo, "SIGINT");
+  const [code] = (await closed) as [number | null];
+  expect(code).toBe(EXIT_INTERRUPTED);
+  expect(said).toContain("interrupted");
+  expect(said).not.toContain("    at ");
+  if (IS_LINUX) await until("its processes are gone", () => processesIn(folder).length === 0, GONE_MS);
+  const left = readdirSync(folder).filter((name) => name.startsWith("session-processor"));
+  return { said, left: left.map((name) => join(folder, name)) };
+}
