@@ -5,7 +5,7 @@ import { outputFailed } from "./files.ts";
 /** Where a command writes: its result to stdout, everything else to stderr. */
 export interface Output {
   readonly json: boolean;
-  /** A line for people about what is going on; not printed with --json. */
+  /** A line for people about what is going on; with --json only where people see it: on a terminal. */
   say(line: string): void;
   /** The result, once: one JSON object with --json, else the text. Throws as `print`. */
   result(json: object, text: string): Promise<void>;
@@ -31,12 +31,12 @@ export function createOutput(json: boolean, signal: AbortSignal): Output {
   return {
     json,
     say(line) {
-      if (!json) process.stderr.write(`${line}\n`);
+      if (!json || process.stderr.isTTY) process.stderr.write(`${line}\n`);
     },
     result: (object, text) => print(json ? `${JSON.stringify(object)}\n` : `${text}\n`),
     print,
     progress(label, total, unit) {
-      if (json || !process.stderr.isTTY) return SILENT;
+      if (!process.stderr.isTTY) return SILENT;
       const bar = new SingleBar({
         format: `${label} {bar} {percentage}% {value}/{total} ${unit}, {eta_formatted} left`,
         hideCursor: false,

@@ -1,0 +1,39 @@
+import { afterEach, describe, expect, test, vi } from "vitest";
+import { createOutput, type Output } from "../../src/cli/output.ts";
+
+const isTerminal = process.stderr.isTTY;
+afterEach(() => {
+  process.stderr.isTTY = isTerminal;
+  vi.restoreAllMocks();
+});
+
+/** What goes to stderr while `work` runs. */
+function said(terminal: boolean, json: boolean, work: (output: Output) => void): string {
+  process.stderr.isTTY = terminal;
+  const write = vi.spyOn(process.stderr, "write").mockReturnValue(true);
+  work(createOutput(json, new AbortController().signal));
+  return write.mock.calls.map(([text]) => String(text)).join("");
+}
+
+function progress(output: Output): void {
+  const bar = output.progress("restore", 10, "chunks");
+  bar.update(5);
+  bar.stop();
+}
+
+describe("what a command says besides its result", () => {
+  test.each([
+    [true, false, "a line\n"],
+    [true, true, "a line\n"],
+    [false, false, "a line\n"],
+    [false, true, ""],
+  ])("on a terminal %s, with --json %s: %j", (terminal, json, expected) => {
+    expect(said(terminal, json, (output) => output.say("a line"))).toBe(expected);
+  });
+
+  test.each([false, true])("its progress bar is on a terminal and nowhere else, with --json %s", (json) => {
+    expect(said(true, json, progress)).toContain("0/10 chunks");
+    vi.restoreAllMocks();
+    expect(said(false, json, progress)).toBe("");
+  });
+});
