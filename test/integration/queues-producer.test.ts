@@ -260,6 +260,18 @@ describe("what a producer enqueues", () => {
     expect(own.commands).toBeLessThan(300 * 2.5);
   });
 
+  test("of a source that fails: what was taken from it is queued and told before the failure is", async () => {
+    function* failing() {
+      for (const index of [0, 1, 2]) yield { sessionId: session, index, bytes: randomBytes(50) };
+      throw new LucidError("CHUNK_CONFLICT", "the session keeps another chunk");
+    }
+    const added: number[] = [];
+    const all = producer().enqueueAll(failing(), ({ index }) => added.push(index));
+    await expect(all).rejects.toMatchObject({ code: "CHUNK_CONFLICT" });
+    expect(new Set(added)).toEqual(new Set([0, 1, 2]));
+    expect(await queue.getJobCountByTypes("waiting")).toBe(3);
+  });
+
   test("finalize adds one job a count", async () => {
     const own = producer();
     await own.finalize({ session_id: session, chunk_count: 3 });

@@ -162,19 +162,23 @@ class ClaimCheckProducer implements Producer {
     const failures: unknown[] = [];
     let bytes = 0;
     let count = 0;
-    for await (const chunk of chunks) {
-      const call = this.enqueueChunk(chunk)
-        .then(() => onAdded(chunk))
-        .catch((thrown: unknown) => void failures.push(thrown))
-        .finally(() => underWay.delete(call));
-      underWay.add(call);
-      bytes += chunk.bytes.byteLength;
-      count += 1;
-      // The source may be a file of any size: no more of it in memory than can be under way.
-      if (underWay.size >= IN_FLIGHT_COUNT_MAX) await Promise.race(underWay);
-      if (failures.length > 0) break;
+    try {
+      for await (const chunk of chunks) {
+        const call = this.enqueueChunk(chunk)
+          .then(() => onAdded(chunk))
+          .catch((thrown: unknown) => void failures.push(thrown))
+          .finally(() => underWay.delete(call));
+        underWay.add(call);
+        bytes += chunk.bytes.byteLength;
+        count += 1;
+        // The source may be a file of any size: no more of it in memory than can be under way.
+        if (underWay.size >= IN_FLIGHT_COUNT_MAX) await Promise.race(underWay);
+        if (failures.length > 0) break;
+      }
+    } finally {
+      // Also when the source fails: nothing is queued behind the caller's back.
+      await Promise.all(underWay);
     }
-    await Promise.all(underWay);
     if (failures.length > 0) throw asRedisError(failures[0]);
     return { chunks: count, bytes };
   }
@@ -284,7 +288,7 @@ class ClaimCheckProducer implements Producer {
       this.#payloads.waitUntilReady(CONNECT_TIMEOUT_MS),
     ]);
     if (ready.includes(false))
-      throw new LucidError("QUEUE_UNAVAILABLE", "Redis doesn't answer; check REDIS_URL");
+      throw new LucidError("QUEUE_UNAVAILABLE", "Redis does not answer: check that it runs, and REDIS_URL");
   }
 
   /** One count for many chunks; those that come while it is made, or while the queue is full, wait for it together. */
