@@ -60,7 +60,7 @@ export interface ExportableSession {
 
 /** Throws SESSION_UNKNOWN, MANIFEST_INVALID while there is no manifest to hand out, TREE_CORRUPT. */
 export async function findExportable(
-  { sessions, manifests }: ExportStores,
+  { sessions, manifests }: Pick<ExportStores, "sessions" | "manifests">,
   id: SessionId,
 ): Promise<ExportableSession> {
   const session = await sessions.find(id);
@@ -71,6 +71,13 @@ export async function findExportable(
   const { root = new Uint8Array(0), size } = session.tree;
   const text = (await manifests.find(manifestId(id, sealedSession(session).manifestType)))?.text;
   const { checkpoint } = session;
+  if (text === undefined && session.closed) {
+    throw new LucidError(
+      "MANIFEST_INVALID",
+      "the session was closed by a worker without MANIFEST_SIGNING_KEY_FILE: it has no manifest and gets none, so nothing " +
+        "signed can be handed out; restore and proof work. Later sessions get one if every worker has the key",
+    );
+  }
   if (text === undefined || checkpoint === undefined) {
     throw new LucidError(
       "MANIFEST_INVALID",

@@ -9,6 +9,7 @@ import { verifyManifest } from "../../src/core/manifest/sign.ts";
 import { checkpointVerifierKey, verifyCheckpoint } from "../../src/core/merkle/checkpoint.ts";
 import { appendLeaves, emptyFrontier, type Frontier, rootOf } from "../../src/core/merkle/frontier.ts";
 import { treeHasher } from "../../src/core/merkle/hash.ts";
+import { findExportable } from "../../src/pipeline/export-session.ts";
 import type { ChunkStore, ManifestFiles } from "../../src/pipeline/ports.ts";
 import {
   grow,
@@ -133,6 +134,10 @@ describe("closeSession", () => {
     expect(shared.files.files.size).toBe(0);
     expect(shared.engine.calls).toBe(0);
     expect(await shared.manifests.find(manifestIdOf(ID))).toBeUndefined();
+    // Whoever wants to export it isn't told to wait for what never comes.
+    await expect(findExportable(shared, ID)).rejects.toThrow(
+      /closed by a worker without MANIFEST_SIGNING_KEY_FILE/,
+    );
   });
 
   test("a closed session is not touched again", async () => {
