@@ -5,6 +5,7 @@ import { createChunkConsumer } from "./adapters/bullmq/chunk-consumer.ts";
 import { createControlConsumer } from "./adapters/bullmq/control-consumer.ts";
 import type { Consumer, JobObserver } from "./adapters/bullmq/job-worker.ts";
 import { createQueueStats } from "./adapters/bullmq/queue-stats.ts";
+import { errnoOf } from "./adapters/file/errno.ts";
 import { createManifestFiles, makeDefaultManifestFolder } from "./adapters/file/manifest-files.ts";
 import { loadSigningKey } from "./adapters/file/signing-key.ts";
 import { createFilePayloadStore } from "./adapters/file/payload-store.ts";
@@ -348,16 +349,17 @@ async function openSidecar(
       onError: (err) => log.event("sidecar_error", { err }),
     });
   } catch (cause) {
-    const address = `HTTP_BIND ${http.bind} and SESSION_PROCESSOR_PORT ${http.port}`;
-    throw new LucidError(
-      "CONFIG_INVALID",
-      `can't listen on ${address}: choose others, or end what has them`,
-      {
-        cause,
-      },
-    );
+    const why = LISTEN_TROUBLE[errnoOf(cause) ?? ""] ?? "choose others";
+    const address = `SESSION_PROCESSOR_PORT ${http.port} of HTTP_BIND ${http.bind}`;
+    throw new LucidError("CONFIG_INVALID", `can't listen on ${address}: ${why}`, { cause });
   }
 }
+
+const LISTEN_TROUBLE: Readonly<Record<string, string>> = {
+  EADDRINUSE: "another program, perhaps another worker, has that port; end it, or choose another port",
+  EADDRNOTAVAIL: "this machine has no such address; choose one that it has, or 0.0.0.0 for all",
+  EACCES: "this user may not have that port; choose one from 1024 on",
+};
 
 async function openMongo(config: Config, log: Log): Promise<MongoConnection> {
   const mongo = await connectMongo({ url: config.mongodb.url.reveal(), appName: SERVICE });

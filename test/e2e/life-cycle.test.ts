@@ -279,7 +279,8 @@ describe("a worker that may not start", () => {
     const first = await deployment.readyWorker();
     const second = deployment.startWorker({ SESSION_PROCESSOR_PORT: String(first.port) });
     expect(await second.exited).toMatchObject({ code: 1 });
-    expect(second.output).toContain("SESSION_PROCESSOR_PORT");
+    expect(second.output).toContain(`SESSION_PROCESSOR_PORT ${first.port}`);
+    expect(second.output).toContain("another program, perhaps another worker, has that port");
     expect(second.output).not.toContain("    at ");
   });
 });
