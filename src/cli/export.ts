@@ -14,7 +14,7 @@ import {
 } from "../pipeline/export-session.ts";
 import { newCommand, perform } from "./command.ts";
 import { openStores } from "./open-stores.ts";
-import { formatBytes, formatTable, type Output } from "./output.ts";
+import { formatBytes, formatTable, type Output, PROGRAM } from "./output.ts";
 
 interface ExportFlags {
   readonly json?: boolean;
@@ -97,7 +97,7 @@ async function report(
       ["secret", secretFile ?? "not written (--secret)"],
       [
         "check it",
-        `verify ${join(folder, names.manifest)} --key PUBLIC_KEY --blobs ${join(folder, "blobs")}`,
+        `${PROGRAM} verify ${join(folder, names.manifest)} --key PUBLIC_KEY --blobs ${join(folder, "blobs")}`,
       ],
     ]),
   );

@@ -9,7 +9,7 @@ import { adoptKeyRing } from "../pipeline/check-key-ring.ts";
 import { newCommand, perform } from "./command.ts";
 import { refuseTaken, writeOutputFile } from "./files.ts";
 import { openStores } from "./open-stores.ts";
-import { formatTable } from "./output.ts";
+import { formatTable, PROGRAM } from "./output.ts";
 
 const SIGNING_KEY_FILE = "manifest-signing-key.pem";
 const PRIVATE_FILE_MODE = 0o600;
@@ -47,7 +47,7 @@ function generateCommand(): Command {
             pem.trimEnd(),
             "",
             `The worker signs with it: MANIFEST_SIGNING_KEY_FILE=${file}`,
-            `Auditors pin it: session-processor verify <manifest> --key ${base64}`,
+            `Auditors pin it: ${PROGRAM} verify <manifest> --key ${base64}`,
           ].join("\n"),
         );
         return 0;

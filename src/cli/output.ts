@@ -109,6 +109,9 @@ export function printFailure(thrown: unknown, json: boolean): void {
   );
 }
 
+/** How the README has people run a command: a hint is there to be copied. */
+export const PROGRAM = "npx session-processor";
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"] as const;
 
 /** `122 683 392` → `117.0 MiB`. */

@@ -12,7 +12,7 @@ import { parseCount, parseIndex, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
 import { refuseTaken, writeOutputFile } from "./files.ts";
 import { openStores } from "./open-stores.ts";
-import { type Output, shellWord } from "./output.ts";
+import { type Output, PROGRAM, shellWord } from "./output.ts";
 
 /** A proof is there to be handed on. */
 const PUBLIC_FILE_MODE = 0o644;
@@ -128,7 +128,7 @@ async function give(
   }
 }
 
-/** What is in capitals nobody but the auditor has: the pinned key, and a signed head of each of the proof's sizes. */
+/** What is in capitals nobody but whoever checks has: the pinned key, and a signed head of each of the proof's sizes. */
 function checkWith(file: string, format: ProofFlags["format"], text: string): string {
   const heads =
     format === "tlog"
@@ -136,8 +136,11 @@ function checkWith(file: string, format: ProofFlags["format"], text: string): st
       : sizesOf(text)
           .map((size) => ` --checkpoint SIGNED_AT_${size}`)
           .join("");
-  const orManifest = heads === "" ? "" : " (or --manifest, where one has that size)";
-  return `session-processor verify-proof ${shellWord(file)}${heads} --key PUBLIC_KEY${orManifest}`;
+  const orManifest =
+    heads === ""
+      ? ""
+      : " (SIGNED_AT_…: the checkpoint of that size; or --manifest FILE, if a manifest has it)";
+  return `${PROGRAM} verify-proof ${shellWord(file)}${heads} --key PUBLIC_KEY${orManifest}`;
 }
 
 function sizesOf(json: string): readonly number[] {

@@ -176,7 +176,7 @@ describe("proofs over MongoDB", () => {
   test("`proof -o` says how to check the proof, with all that it takes", async () => {
     const one = await run(["proof", session.id, "7", "--size", "200", "-o", "two words.json"]);
     expect(one.stdout).toContain(
-      "session-processor verify-proof 'two words.json' --checkpoint SIGNED_AT_200 --key PUBLIC_KEY",
+      "check it with: npx session-processor verify-proof 'two words.json' --checkpoint SIGNED_AT_200 --key PUBLIC_KEY",
     );
     const both = await run(["proof", session.id, "--consistency", "200", "-o", "grown.json"]);
     expect(both.stdout).toContain("--checkpoint SIGNED_AT_200 --checkpoint SIGNED_AT_300 --key PUBLIC_KEY");
