@@ -8,11 +8,12 @@ import { levelFor } from "../core/compress/codec.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import { CODECS } from "../schema/job.ts";
+import type { SessionRecord } from "../schema/record.ts";
 import { parseCount, parseCountFromOne, parseIndex, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
 import { foresee, type SessionForesight } from "./foreseen.ts";
 import { unreadable } from "./files.ts";
-import { counted, formatBytes, untilAborted } from "./output.ts";
+import { counted, formatBytes, PROGRAM, untilAborted } from "./output.ts";
 import { openInput, splitStream } from "./split-file.ts";
 
 interface EnqueueFlags {
@@ -90,7 +91,8 @@ export function enqueueCommand(): Command {
           const chunkCount = flags.firstIndex + result.chunks;
           if (flags.finalize) {
             await foreseen.checkCount(chunkCount);
-            await producer.finalize({ session_id: session, chunk_count: chunkCount });
+            if ((foreseen.session?.state ?? "open") === "open")
+              await producer.finalize({ session_id: session, chunk_count: chunkCount });
           }
           bar.stop();
           await output.result(
@@ -102,11 +104,14 @@ export function enqueueCommand(): Command {
               session_checked: foreseen.checked,
             },
             `queued ${counted(result.chunks, "chunk")}, ${formatBytes(result.bytes)}; ` +
-              (flags.finalize
-                ? "the session will be sealed when they are done"
-                : `next: npx session-processor finalize ${session} --chunks ${Math.max(chunkCount, foreseen.session?.tree.size ?? 0)}`),
+              whatFollows(session, foreseen.session, chunkCount, flags),
           );
           return 0;
+        } catch (thrown) {
+          bar.stop();
+          if (added > 0)
+            output.say(`${counted(added, "chunk")} had been queued; sending the same again does no harm`);
+          throw thrown;
         } finally {
           bar.stop();
           await foreseen.close();
@@ -114,6 +119,21 @@ export function enqueueCommand(): Command {
         }
       }),
     );
+}
+
+function whatFollows(
+  id: SessionId,
+  record: SessionRecord | undefined,
+  chunkCount: number,
+  { finalize }: EnqueueFlags,
+): string {
+  if (record !== undefined && record.state !== "open") {
+    const stays = `${id} is sealed already, with ${counted(record.tree.size, "chunk")}, and stays as it is`;
+    return `${stays}: a chunk with other bytes fails (${PROGRAM} status)`;
+  }
+  const count = record?.countConfirmed ? record.expectedCount : finalize ? chunkCount : undefined;
+  if (count !== undefined) return `${id} is sealed when all its ${counted(count, "chunk")} are in`;
+  return `next: ${PROGRAM} finalize ${id} --chunks ${Math.max(chunkCount, record?.tree.size ?? 0)}`;
 }
 
 async function* possible(

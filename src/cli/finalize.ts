@@ -8,7 +8,7 @@ import { MANIFEST_TYPES } from "../core/manifest/names.ts";
 import { parseCountFromOne, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
 import { foresee, type SessionForesight } from "./foreseen.ts";
-import type { Output } from "./output.ts";
+import { counted, type Output, PROGRAM } from "./output.ts";
 
 interface FinalizeFlags {
   readonly json?: boolean;
@@ -34,7 +34,13 @@ export function finalizeCommand(): Command {
         const needs = flags.chunks === undefined ? (["redis", "mongodb"] as const) : (["redis"] as const);
         const loaded = loadProcessConfig({ needs: [...needs] });
         const { config } = loaded;
-        const { count, checked } = await countFor(loaded, session, flags.chunks, output);
+        const { count, foreseen } = await countFor(loaded, session, flags.chunks, output);
+        const result = { session_id: session, chunk_count: count, session_checked: foreseen.checked };
+        if (foreseen.session !== undefined && foreseen.session.state !== "open") {
+          const sealed = `${session} is sealed already, with its ${counted(count, "chunk")}, and stays as it is`;
+          await output.result({ ...result, queued: false }, `${sealed}: nothing was queued`);
+          return 0;
+        }
         const producer = createProducer({
           url: config.redis.url.reveal(),
           prefix: config.queues.prefix,
@@ -57,8 +63,9 @@ export function finalizeCommand(): Command {
           await producer.close();
         }
         await output.result(
-          { session_id: session, chunk_count: count, session_checked: checked },
-          `queued: ${session} is sealed when its ${count} ${count === 1 ? "chunk is" : "chunks are"} in; see session-processor status ${session}`,
+          { ...result, queued: true },
+          `queued: ${session} is sealed when its ${count} ${count === 1 ? "chunk is" : "chunks are"} in` +
+            `${waitText(count, foreseen)}; see ${PROGRAM} status ${session}`,
         );
         return 0;
       }),
@@ -71,15 +78,21 @@ async function countFor(
   session: SessionId,
   given: number | undefined,
   output: Output,
-): Promise<{ readonly count: number; readonly checked: boolean }> {
+): Promise<{ readonly count: number; readonly foreseen: SessionForesight }> {
   const foreseen = await foresee(loaded, session, output);
   try {
     const count = given ?? chunksInTree(session, foreseen);
     await foreseen.checkCount(count);
-    return { count, checked: foreseen.checked };
+    return { count, foreseen };
   } finally {
     await foreseen.close();
   }
+}
+
+/** The rest may be under way. If it doesn't exist, this is the last moment to hear of it: the first count that is confirmed stays. */
+function waitText(count: number, { session }: SessionForesight): string {
+  if (session === undefined || session.tree.size >= count) return "";
+  return `, and waits for them: ${session.tree.size} are in its tree now, and the count is final`;
 }
 
 function chunksInTree(id: SessionId, { checked, session }: SessionForesight): number {

@@ -4,7 +4,7 @@ import { leafIndex, type SessionId } from "../core/ids.ts";
 import { isBeyondEnd } from "../pipeline/seal-session.ts";
 import type { SessionRecord } from "../schema/record.ts";
 import { type OpenStores, openStores } from "./open-stores.ts";
-import type { Output } from "./output.ts";
+import { counted, type Output, PROGRAM } from "./output.ts";
 
 /*
  * What a producer is told before it queues a job that can only become a dead letter. It needs no database: where
@@ -77,10 +77,7 @@ function foresight(stores: OpenStores, session: SessionRecord | undefined): Sess
       if (session === undefined) return;
       const { expectedCount, countConfirmed, id } = session;
       if (countConfirmed && expectedCount !== undefined && expectedCount !== count) {
-        throw new LucidError(
-          "FINALIZE_COUNT_CONFLICT",
-          `${id} was finalized with ${expectedCount} chunks, which stays; ${count} can't be its count`,
-        );
+        throw new LucidError("FINALIZE_COUNT_CONFLICT", countConflict(session, expectedCount, count));
       }
       const [beyond] = await stores.chunks.beyond(id, count, 1);
       if (beyond === undefined) return;
@@ -91,6 +88,15 @@ function foresight(stores: OpenStores, session: SessionRecord | undefined): Sess
     },
     close: () => stores.close(),
   };
+}
+
+function countConflict({ id, state, tree }: SessionRecord, expected: number, count: number): string {
+  if (state !== "open")
+    return `${id} is sealed with ${counted(tree.size, "chunk")}: ${count} can't be its count`;
+  return (
+    `${id} was finalized with ${counted(expected, "chunk")}, and that is final: ${count} can't be its count; ` +
+    `${PROGRAM} status ${id} says what is missing and what to do`
+  );
 }
 
 function beyondEnd({ id, state, tree, expectedCount }: SessionRecord, index: number): LucidError {

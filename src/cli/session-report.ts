@@ -3,7 +3,7 @@ import { manifestId } from "../core/manifest/names.ts";
 import { missingRanges } from "../pipeline/sweep.ts";
 import { type ManifestRecord, type ManifestStatus, sealedSession } from "../schema/manifest.ts";
 import type { ChunkRecord, SessionRecord } from "../schema/record.ts";
-import { formatBytes, formatTable } from "./output.ts";
+import { formatBytes, formatTable, PROGRAM } from "./output.ts";
 
 export interface SessionFacts {
   readonly record: SessionRecord;
@@ -56,6 +56,7 @@ function reportJson(
     root_hash: tree.root === undefined ? null : toHex(tree.root),
     hash_algorithm: record.hashAlgorithm,
     expected_count: record.expectedCount ?? null,
+    count_confirmed: record.countConfirmed,
     waiting_for_gap: later.length,
     missing,
     original_bytes: totals.originalBytes,
@@ -101,11 +102,19 @@ function reportText(
     ["root", tree.root === undefined ? "(empty)" : `${toHex(tree.root)} (${record.hashAlgorithm})`],
     ["bytes", `${formatBytes(totals.originalBytes)}, stored ${formatBytes(totals.storedBytes)}`],
     ["missing", missing.length === 0 ? "none" : missing.map(rangeText).join(", ")],
+    ...(missing[0] === undefined ? [] : [["to do", toDo(record, missing[0][0])] as const]),
     ["behind a gap", `${later.length} ${later.length === 1 ? "chunk" : "chunks"}`],
     ["checkpoint", checkpoint === undefined ? "none" : `signed at ${checkpoint.size} chunks`],
     ["manifest", manifestText(facts, status)],
     ["anchor", anchorText(record)],
   ]);
+}
+
+/** Chunks that somebody counted and nobody has are the one thing that no worker can mend. */
+function toDo({ id, expectedCount, countConfirmed }: SessionRecord, first: number): string {
+  const send = `send what is missing, unless it is on its way: ${PROGRAM} enqueue ${id} FILE --first-index ${first}`;
+  if (!countConfirmed) return send;
+  return `${send}; the count of ${expectedCount} is final: if it is too high, see README, Troubleshooting`;
 }
 
 function manifestText({ record, manifest }: SessionFacts, status: ManifestStatus | undefined): string {

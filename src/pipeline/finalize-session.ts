@@ -66,7 +66,7 @@ async function proposeCount(ports: FinalizePorts, job: FinalizeJob, signal: Abor
 function countConflict(): LucidError {
   return new LucidError(
     "FINALIZE_COUNT_CONFLICT",
-    "the session was finalized with another chunk_count; the first one stays",
+    "the session was finalized with another chunk_count; the first one stays (README, Troubleshooting, if it was too high)",
   );
 }
 

@@ -57,6 +57,7 @@ describe("the commands", () => {
       session_id: id,
       chunk_count: 4,
       session_checked: true,
+      queued: true,
     });
 
     await deployment.readyWorker();
@@ -91,6 +92,16 @@ describe("the commands", () => {
     }
     const repeated = await run(["enqueue", id, input, "--chunk-size", "100000", "--json"]);
     expect(resultOf(repeated)).toMatchObject({ chunks: 3 });
+    const again = await run(["finalize", id]);
+    expect(again.stdout).toBe(
+      `${id} is sealed already, with its 4 chunks, and stays as it is: nothing was queued\n`,
+    );
+    const last4th = ["enqueue", id, "-", "--first-index", "3", "--finalize"];
+    const queuedAgain = await run(last4th, "from standard input");
+    expect(queuedAgain).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("is sealed already, with 4 chunks, and stays as it is") as unknown,
+    });
     const withoutDatabase = await runProgram(["finalize", id, "--chunks", "5"], {
       env: { ...deployment.env, MONGODB_URL: "" },
       cwd: deployment.folder,
@@ -120,10 +131,16 @@ describe("the commands", () => {
         .tree_size === 3;
     await until("all chunks are in the tree", inTree, 20_000, 200);
     expect(failureOf(await send("aaaabbbbcccc"), EXIT_FAILURE)).toMatchObject({ code: "CHUNK_CONFLICT" });
+    const refused = await run(["enqueue", id, "-", "--chunk-size", "4"], "aaaabbbbcccc");
+    expect(refused.stderr).toMatch(
+      /^2 chunks had been queued; sending the same again does no harm\nerror: .+ \[CHUNK_CONFLICT\]\n$/,
+    );
     expect(resultOf(await send("aaaabbbbcc"))).toMatchObject({ chunks: 3 });
     expect(resultOf(await send("aaaa"))).toMatchObject({ chunks: 1 });
     const shorter = await run(["enqueue", id, "-", "--chunk-size", "4"], "aaaa");
     expect(shorter.stdout).toContain(`finalize ${id} --chunks 3`);
+    const tooHigh = await run(["finalize", id, "--chunks", "5"]);
+    expect(tooHigh.stdout).toContain("waits for them: 3 are in its tree now, and the count is final");
     const { queues } = resultOf(await run(["status", "--json"])) as { queues: { failed: number }[] };
     expect(queues.map(({ failed }) => failed)).toEqual(queues.map(() => 0));
   });

@@ -57,6 +57,33 @@ describe("the status of a session", () => {
     expect(healthy).toBe(false);
   });
 
+  test("that waits for chunks says what to do, and that a confirmed count is final", async () => {
+    const shared = sharedInMemory();
+    await grow(shared, ID, 3);
+    await shared.chunks.insert(leafChunk(ID, 4));
+    const open = await reportOf(shared);
+    expect(open.json).toMatchObject({ expected_count: null, count_confirmed: false });
+    expect(open.text).toMatch(/^to do +send what is missing, .* enqueue sess-report FILE --first-index 3$/m);
+    const { version } = await recordOf(shared, ID);
+    const proposed = {
+      kind: "propose-count",
+      count: 7,
+      finalize: { manifestType: "session_recording" },
+    } as const;
+    await shared.sessions.replace(ID, version, proposed);
+    await shared.sessions.replace(ID, version + 1, { kind: "confirm-count" });
+    const finalized = await reportOf(shared);
+    expect(finalized.json).toMatchObject({
+      expected_count: 7,
+      count_confirmed: true,
+      missing: [
+        [3, 3],
+        [5, 6],
+      ],
+    });
+    expect(finalized.text).toMatch(/^to do .*; the count of 7 is final: if it is too high, see README/m);
+  });
+
   test("that misses single chunks names them as chunks, and not as a number of them", async () => {
     const shared = sharedInMemory();
     await grow(shared, ID, 0);
