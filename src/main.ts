@@ -24,8 +24,8 @@ import { createRedisPayloadStore } from "./adapters/redis/payload-store.ts";
 import { createSystemClock } from "./adapters/system/clock.ts";
 import { systemRandomBytes } from "./adapters/system/random.ts";
 import { CpuThreads } from "./adapters/threads/cpu-threads.ts";
+import { chunkHandlersOf } from "./chunk-handlers.ts";
 import { type Config, type LoadedConfig, loadProcessConfig, reloadable, restartRequired } from "./config.ts";
-import { toHex } from "./core/bytes.ts";
 import type { KeyRing } from "./core/encrypt/kek.ts";
 import { asLucidError, type ErrorCode, errorCodeOf, isOutage, LucidError } from "./core/errors.ts";
 import { createHealth, type Health, type Probes, startProbes } from "./health.ts";
@@ -34,8 +34,7 @@ import { createNeighbours, eventQueuesOf } from "./neighbours.ts";
 import { checkKeyRing } from "./pipeline/check-key-ring.ts";
 import { createPipeline, type Pipeline } from "./pipeline/pipeline.ts";
 import type { Clock } from "./pipeline/ports.ts";
-import { type ProcessChunkReturn, QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
-import type { ChunkRecord } from "./schema/record.ts";
+import { QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
 import { createJobObserver } from "./adapters/telemetry/job-observer.ts";
 import { createLog, type Log } from "./telemetry/log.ts";
 import { SERVICE, VERSION } from "./version.ts";
@@ -293,18 +292,7 @@ function createConsumers(
     ...common,
     concurrency: queues.concurrency,
     limits: { chunkBytesMax: config.limits.chunkBytesMax, defaultCompression: config.compression },
-    announce: (event, signal) => pipeline.announce(event, signal),
-    async process(task, { signal, isFirstDelivery }) {
-      const chunk =
-        task.kind === "chunk"
-          ? await pipeline.processChunk(task.job, signal, isFirstDelivery)
-          : await pipeline.finishStub(task.stub, signal);
-      return returnOf(chunk);
-    },
-    async standing(task, { signal }) {
-      const standing = await pipeline.chunkStanding(task, signal);
-      return standing.kind === "committed" ? { kind: "done", result: returnOf(standing.chunk) } : standing;
-    },
+    ...chunkHandlersOf(pipeline),
   });
   const control = createControlConsumer({
     ...common,
@@ -314,15 +302,6 @@ function createConsumers(
     },
   });
   return { chunks, control };
-}
-
-function returnOf(chunk: ChunkRecord): ProcessChunkReturn {
-  return {
-    chunk_id: chunk.chunkId,
-    chunk_index: chunk.index,
-    leaf_hash: toHex(chunk.leafHash),
-    stored_bytes: chunk.storedBytes,
-  };
 }
 
 async function signingKeyOf({ manifest }: Config, log: Log): Promise<KeyObject | undefined> {
