@@ -36,6 +36,7 @@ import { createPipeline, type Pipeline } from "./pipeline/pipeline.ts";
 import type { Clock } from "./pipeline/ports.ts";
 import { QUEUE_CHUNKS, QUEUE_CONTROL } from "./schema/job.ts";
 import { createJobObserver } from "./adapters/telemetry/job-observer.ts";
+import { Outages } from "./adapters/telemetry/outages.ts";
 import { createLog, type Log } from "./telemetry/log.ts";
 import { SERVICE, VERSION } from "./version.ts";
 import { createMetrics, type Metrics } from "./telemetry/metrics.ts";
@@ -140,8 +141,9 @@ function createService(parts: Parts): Service {
   /** Fires first: no new sweeps. */
   const draining = new AbortController();
 
-  const jobObserver = createJobObserver(log, metrics);
-  const adapters = createAdapters(parts, jobObserver);
+  const outages = new Outages(log, clock);
+  const jobObserver = createJobObserver(log, metrics, outages);
+  const adapters = createAdapters(parts, jobObserver, outages);
   const { threads, events, redisPayloads, stats } = adapters;
   const blobs = new MongoBlobStore(mongo);
   const neighbours = createNeighbours(config, blobs, clock, (where, code) =>
@@ -161,7 +163,7 @@ function createService(parts: Parts): Service {
       threads,
       clock,
       random: systemRandomBytes,
-      observer: createObserver(log, metrics, { clock, backlogFreshMs: backlogFreshMs(config) }),
+      observer: createObserver(log, metrics, outages, { clock, backlogFreshMs: backlogFreshMs(config) }),
     },
     {
       keyRing: parts.keyRing,
@@ -239,10 +241,11 @@ function createService(parts: Parts): Service {
   };
 }
 
-function createAdapters({ config, log, metrics }: Parts, observer: JobObserver) {
+function createAdapters({ config, log, metrics }: Parts, observer: JobObserver, outages: Outages) {
   const target = {
     url: config.redis.url.reveal(),
     onError: (where: string, code: ErrorCode) => observer.onError(where, code),
+    onReady: () => outages.ended("redis"),
   };
   const { prefix, eventRetention } = config.queues;
   const eventQueues = eventQueuesOf(config);

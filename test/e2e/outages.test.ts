@@ -68,6 +68,9 @@ describe("Redis", () => {
     expect(await worker.get("/ready")).toMatchObject({ status: 503 });
     await redis.restart();
     expect(await resumedAfter(worker, REDIS_RESUME_MS_MAX)).toBeLessThan(REDIS_RESUME_MS_MAX);
+    const [recovered] = worker.linesOf("store_recovered");
+    expect(recovered).toMatchObject({ what: "redis" });
+    expect(recovered?.["duration_ms"]).toBeGreaterThan(DOWN_MS - 500);
 
     const heard = deployment.listen();
     await untilSealed(deployment, [session], SEAL_MS_MAX);

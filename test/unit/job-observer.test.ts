@@ -1,8 +1,10 @@
 import { describe, expect, test } from "vitest";
 import { createJobObserver } from "../../src/adapters/telemetry/job-observer.ts";
+import { Outages } from "../../src/adapters/telemetry/outages.ts";
 import { LucidError } from "../../src/core/errors.ts";
 import { createLog } from "../../src/telemetry/log.ts";
 import { createMetrics } from "../../src/telemetry/metrics.ts";
+import { ManualClock } from "../support/manual-clock.ts";
 
 function observed() {
   const written: string[] = [];
@@ -14,7 +16,9 @@ function observed() {
   });
   const metrics = createMetrics({ version: "1.2.3", queues: ["session-chunks", "session-control"] });
   const lines = () => written.map((line) => JSON.parse(line) as Record<string, unknown>);
-  return { observer: createJobObserver(log, metrics), metrics, lines };
+  const clock = new ManualClock();
+  const outages = new Outages(log, clock);
+  return { observer: createJobObserver(log, metrics, outages), metrics, outages, clock, lines };
 }
 
 const OUTCOME = { queue: "session-chunks", jobId: "7", attempt: 1, seconds: 0.1 } as const;
@@ -50,5 +54,21 @@ describe("the line of a job that didn't go well", () => {
     observer.onOutcome({ ...OUTCOME, outcome: "completed" });
     metrics.close();
     expect(lines()).toEqual([]);
+  });
+});
+
+describe("Redis that was away while nothing waited for it", () => {
+  test("is told with its time when a connection is there again, and a first connection is not", () => {
+    const { observer, metrics, outages, clock, lines } = observed();
+    outages.ended("redis");
+    observer.onError("session-chunks", "QUEUE_UNAVAILABLE");
+    clock.advance(7_000);
+    outages.ended("redis");
+    outages.ended("redis");
+    metrics.close();
+    expect(lines()).toMatchObject([
+      { event: "store_unavailable", what: "redis" },
+      { event: "store_recovered", what: "redis", duration_ms: 7_000 },
+    ]);
   });
 });

@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, test } from "vitest";
 import { createObserver } from "../../src/adapters/telemetry/pipeline-observer.ts";
+import { Outages } from "../../src/adapters/telemetry/outages.ts";
 import { createLog } from "../../src/telemetry/log.ts";
 import { createMetrics, type Metrics, METRIC_PREFIX } from "../../src/telemetry/metrics.ts";
 import { ManualClock } from "../support/manual-clock.ts";
@@ -17,7 +18,7 @@ function observed() {
   const metrics = createMetrics({ version: "1.2.3", queues: ["session-chunks"] });
   opened.push(metrics);
   const clock = new ManualClock();
-  const observer = createObserver(log, metrics, { clock, backlogFreshMs: FRESH_MS });
+  const observer = createObserver(log, metrics, new Outages(log, clock), { clock, backlogFreshMs: FRESH_MS });
   const value = async (name: string): Promise<number | undefined> => {
     const prefix = `${METRIC_PREFIX}${name} `;
     const line = (await metrics.text()).split("\n").find((one) => one.startsWith(prefix));

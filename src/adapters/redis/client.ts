@@ -10,6 +10,8 @@ export interface RedisTarget {
   /** redis:// or rediss://; may hold a password and is never logged. */
   readonly url: string;
   readonly onError: OnError;
+  /** Hears of every connection that is usable, for the first time or again. */
+  readonly onReady?: () => void;
 }
 
 const RECONNECT_FIRST_MS = 50;
@@ -50,14 +52,14 @@ const FAILS_FAST: ClientOptions = {
 /** A connection that knows the copies which BullMQ makes of it, so that all can be counted and cut. */
 export class OwnedRedis extends Redis {
   readonly #where: string;
-  readonly #onError: OnError;
+  readonly #target: RedisTarget;
   readonly #copies: Redis[] = [];
   #commands = 0;
 
-  constructor(url: string, where: string, options: ClientOptions, onError: OnError) {
-    super(url, options);
+  constructor(target: RedisTarget, where: string, options: ClientOptions) {
+    super(target.url, options);
     this.#where = where;
-    this.#onError = onError;
+    this.#target = target;
     this.#listen(this);
   }
 
@@ -95,26 +97,29 @@ export class OwnedRedis extends Redis {
 
   #listen(client: Redis): void {
     client.on("error", (thrown: unknown) => {
-      this.#onError(this.#where, redisErrorCode(thrown));
+      this.#target.onError(this.#where, redisErrorCode(thrown));
     });
+    client.on("ready", () => this.#target.onReady?.());
   }
 }
 
-export function waitingClient({ url, onError }: RedisTarget, where: string): OwnedRedis {
-  return new OwnedRedis(url, where, WAITS, onError);
+export function waitingClient(target: RedisTarget, where: string): OwnedRedis {
+  return new OwnedRedis(target, where, WAITS);
 }
 
-export function failFastClient({ url, onError }: RedisTarget, where: string): OwnedRedis {
-  return new OwnedRedis(url, where, FAILS_FAST, onError);
+export function failFastClient(target: RedisTarget, where: string): OwnedRedis {
+  return new OwnedRedis(target, where, FAILS_FAST);
 }
 
 /**
  * As failFastClient, for values of up to `valueBytesMax` bytes, at the cost of that much memory and 512 KiB. A value is to be
  * copied in the turn that brings it, unless it is alone in its ArrayBuffer.
  */
-export function valueClient({ url, onError }: RedisTarget, where: string, valueBytesMax: number): OwnedRedis {
-  const options = isPlainTcp(url) ? { ...FAILS_FAST, Connector: ringConnector(valueBytesMax) } : FAILS_FAST;
-  return new OwnedRedis(url, where, options, onError);
+export function valueClient(target: RedisTarget, where: string, valueBytesMax: number): OwnedRedis {
+  const options = isPlainTcp(target.url)
+    ? { ...FAILS_FAST, Connector: ringConnector(valueBytesMax) }
+    : FAILS_FAST;
+  return new OwnedRedis(target, where, options);
 }
 
 /** As ioredis reads the URL, whose query may name a socket in the file system, or ask for TLS. */

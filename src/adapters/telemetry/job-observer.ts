@@ -3,14 +3,16 @@ import { QUEUE_CHUNKS } from "../../schema/job.ts";
 import type { JobObserver } from "../bullmq/job-worker.ts";
 import type { Log } from "../../telemetry/log.ts";
 import type { Metrics } from "../../telemetry/metrics.ts";
+import type { Outages } from "./outages.ts";
 
 /** What the queues report, as log lines and metrics. */
-export function createJobObserver(log: Log, metrics: Metrics): JobObserver {
+export function createJobObserver(log: Log, metrics: Metrics, outages: Outages): JobObserver {
   return {
     onError(where, code) {
       // Every connection says so when Redis is away: the same line as the pipeline's, so that all share its rate.
       if (code === "QUEUE_UNAVAILABLE") {
         const err = new LucidError(code, "the server does not answer; waiting for it");
+        outages.noticed("redis");
         log.event("store_unavailable", { what: "redis", stage: where, err });
         return;
       }

@@ -1,4 +1,5 @@
 import type { Clock } from "../../pipeline/ports.ts";
+import type { Log } from "../../telemetry/log.ts";
 
 /** Whoever waits for a server says so more often than this; after a longer silence it is another outage. */
 const SILENCE_MS_MAX = 60_000;
@@ -9,19 +10,21 @@ interface Outage {
 }
 
 /**
- * Many operations wait for one server, and each knows of its own time only: this is for how long the server was away, from the first
- * that met the outage to the first that got through.
+ * Many operations and connections wait for one server, and each knows of its own time only: this tells for how long the server was
+ * away, from the first that met the outage to the first that got through.
  */
 export class Outages {
+  readonly #log: Log;
   readonly #clock: Pick<Clock, "monotonicMs">;
   readonly #current = new Map<string, Outage>();
 
-  constructor(clock: Pick<Clock, "monotonicMs">) {
+  constructor(log: Log, clock: Pick<Clock, "monotonicMs">) {
+    this.#log = log;
     this.#clock = clock;
   }
 
-  /** By an operation that began `seconds` ago and has not got through since. */
-  noticed(what: string, seconds: number): void {
+  /** By an operation that began `seconds` ago and has not got through since, or by a connection that was lost just now. */
+  noticed(what: string, seconds = 0): void {
     const noticedMs = this.#clock.monotonicMs();
     const last = this.#current.get(what);
     // What waited may have given up, with nobody to tell that the server is back.
@@ -29,10 +32,12 @@ export class Outages {
     this.#current.set(what, { sinceMs: isNew ? noticedMs - seconds * 1000 : last.sinceMs, noticedMs });
   }
 
-  /** For how long it was away, in milliseconds; `undefined` for all but the first to get through. */
-  ended(what: string): number | undefined {
+  /** Somebody got through; the first one is told. */
+  ended(what: string, stage?: string): void {
     const outage = this.#current.get(what);
+    if (outage === undefined) return;
     this.#current.delete(what);
-    return outage === undefined ? undefined : this.#clock.monotonicMs() - outage.sinceMs;
+    const duration_ms = Math.round(this.#clock.monotonicMs() - outage.sinceMs);
+    this.#log.event("store_recovered", { what, stage, duration_ms });
   }
 }

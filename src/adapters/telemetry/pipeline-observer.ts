@@ -4,14 +4,19 @@ import type { Observer, PipelineEvent } from "../../pipeline/ports.ts";
 import type { Log } from "../../telemetry/log.ts";
 import type { Metrics } from "../../telemetry/metrics.ts";
 import { type BacklogGaugeOptions, createBacklogGauges } from "./backlog-gauges.ts";
-import { Outages } from "./outages.ts";
+import type { Outages } from "./outages.ts";
 
 type Handlers = {
   readonly [Kind in PipelineEvent["kind"]]: (event: Extract<PipelineEvent, { readonly kind: Kind }>) => void;
 };
 
 /** Turns what the pipeline reports into log lines and metrics; one entry per kind, so that none is forgotten. */
-export function createObserver(log: Log, metrics: Metrics, options: BacklogGaugeOptions): Observer {
+export function createObserver(
+  log: Log,
+  metrics: Metrics,
+  outages: Outages,
+  options: BacklogGaugeOptions,
+): Observer {
   const outbox = createBacklogGauges(
     metrics,
     { count: "outbox_pending_events", age: "outbox_oldest_event_age_seconds" },
@@ -22,7 +27,6 @@ export function createObserver(log: Log, metrics: Metrics, options: BacklogGauge
     { count: "unanchored_sessions", age: "unanchored_oldest_age_seconds" },
     options,
   );
-  const outages = new Outages(options.clock);
   const handlers: Handlers = {
     stage: ({ stage, seconds }) => metrics.observe("stage_seconds", { stage }, seconds),
     "chunk-committed": ({ chunk, seconds }) => {
@@ -129,12 +133,7 @@ export function createObserver(log: Log, metrics: Metrics, options: BacklogGauge
         err,
       });
     },
-    resumed: ({ code, operation }) => {
-      const what = dependencyOf(code);
-      const awayMs = outages.ended(what);
-      if (awayMs !== undefined)
-        log.event("store_recovered", { what, stage: operation, duration_ms: Math.round(awayMs) });
-    },
+    resumed: ({ code, operation }) => outages.ended(dependencyOf(code), operation),
   };
   return {
     report(event) {
