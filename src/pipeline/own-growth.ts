@@ -7,12 +7,16 @@ import type { BackgroundWork } from "./relay-events.ts";
 const SESSIONS_MAX = 1_024;
 /** Leaves that wait for an earlier one, of all sessions; what is beyond is read from the store, as another worker's. */
 const LEAVES_MAX = 4_096;
-/** From the last time that a tree grew unread to the look for leaves of another worker that fit on its end. */
+/** A tree that hasn't grown for so long is read again: to grow it unread would cost a look afterwards for every chunk. */
+const BUSY_MS = 250;
+/** A tree that grew unread, and then didn't grow for this long, is looked at. */
 const LOOK_DELAY_MS = 250;
 
 interface Own {
   /** As this process wrote it last, without losing a race since. */
   head: SessionRecord | undefined;
+  /** When that was, on the monotonic clock. */
+  headAtMs: number;
   /** Committed by this process, and not in the tree when it last ran. */
   readonly leaves: Map<number, CommittedLeaf>;
   /** Since `takeUnread`. */
@@ -20,13 +24,18 @@ interface Own {
 }
 
 /**
- * What a process knows of the trees that it grows: where it is alone at a session it needs to read neither head nor leaves. All of it
+ * What a process knows of the trees that it grows: where it is alone at a busy session it needs to read neither head nor leaves. All of it
  * may be out of date or forgotten at any time: the compare-and-swap on the head's version decides, and what another worker
  * committed meanwhile is found by the run after it, or by a later look (decision 17).
  */
 export class OwnGrowth {
+  readonly #clock: Pick<Clock, "monotonicMs">;
   readonly #sessions = new Map<SessionId, Own>();
   #leaves = 0;
+
+  constructor(clock: Pick<Clock, "monotonicMs">) {
+    this.#clock = clock;
+  }
 
   committed(session: SessionId, { index, leafHash, originalBytes, storedBytes }: CommittedLeaf): void {
     if (this.#leaves >= LEAVES_MAX) return;
@@ -44,16 +53,19 @@ export class OwnGrowth {
   }
 
   keepHead(head: SessionRecord): void {
-    this.#own(head.id).head = head;
+    const own = this.#own(head.id);
+    own.head = head;
+    own.headAtMs = this.#clock.monotonicMs();
   }
 
-  /** Leaves from `size` on, without a gap. */
+  /** Leaves from `size` on, without a gap; none for a tree that this process has not grown just now. */
   leavesFrom(session: SessionId, size: number, limit: number): readonly CommittedLeaf[] {
-    const leaves = this.#sessions.get(session)?.leaves;
+    const own = this.#sessions.get(session);
+    if (own === undefined || this.#clock.monotonicMs() - own.headAtMs > BUSY_MS) return [];
     const found: CommittedLeaf[] = [];
-    for (let leaf = leaves?.get(size); leaf !== undefined && found.length < limit; ) {
+    for (let leaf = own.leaves.get(size); leaf !== undefined && found.length < limit; ) {
       found.push(leaf);
-      leaf = leaves?.get(size + found.length);
+      leaf = own.leaves.get(size + found.length);
     }
     return found;
   }
@@ -79,7 +91,12 @@ export class OwnGrowth {
   #own(session: SessionId): Own {
     const known = this.#sessions.get(session);
     if (known !== undefined) return known;
-    const own: Own = { head: undefined, leaves: new Map(), hasGrownUnread: false };
+    const own: Own = {
+      head: undefined,
+      headAtMs: Number.NEGATIVE_INFINITY,
+      leaves: new Map(),
+      hasGrownUnread: false,
+    };
     this.#sessions.set(session, own);
     const [oldest] = this.#sessions;
     if (this.#sessions.size > SESSIONS_MAX && oldest !== undefined) {
@@ -111,7 +128,7 @@ export class LaterLooks {
     this.#stopped = stopped;
   }
 
-  /** To be called after each run; `advance` is asked for another one, if there is need. */
+  /** To be called after each run of an open session; `advance` is asked for another one, if there is need. */
   request(session: SessionId, advance: (session: SessionId) => Promise<unknown>): void {
     const { background, growth, observer } = this.#ports;
     if (this.#awaited.has(session) || !growth.takeUnread(session)) return;

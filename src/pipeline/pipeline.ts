@@ -106,13 +106,13 @@ export function createPipeline(
     directory,
     closing,
     claims,
-    growth: new OwnGrowth(),
+    growth: new OwnGrowth(clock),
   };
   const close = new OnePerSession((session) => closeSession(ports, session, stopped));
   const looks = new LaterLooks(ports, stopped);
   const advance: OnePerSession = new OnePerSession(async (session) => {
     const advanced = await advanceSession(ports, session, stopped);
-    looks.request(session, (grown) => advance.request(grown));
+    if (advanced.state === "open") looks.request(session, (grown) => advance.request(grown));
     if (advanced.state === "open" || advanced.closed) return advanced;
     // Manifest and anchor take their time; the last chunk's job, which sealed the session, doesn't wait for them.
     background.add(close.request(session), (code) => {

@@ -124,7 +124,11 @@ async function appendMs(stores: Stores, session: Made, appends: number): Promise
   for (let index = 0; index < appends; index++) {
     await stores.chunks.insert(chunkOf(session.id, session.size));
     const startedMs = performance.now();
-    const record = await integrate({ ...stores, growth: new OwnGrowth() }, session.id, signal);
+    const record = await integrate(
+      { ...stores, growth: new OwnGrowth(createSystemClock()) },
+      session.id,
+      signal,
+    );
     ms += performance.now() - startedMs;
     session.size += 1;
     if (record.tree.size !== session.size) throw new Error("the leaf did not get into the tree");

@@ -5,6 +5,7 @@ import { canonicalChunkId, type LeafHash, leafIndex, type SessionId } from "../.
 import { treeHasher } from "../../src/core/merkle/hash.ts";
 import { encodeLeaf } from "../../src/core/merkle/leaf.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import { OpeningKeys } from "../../src/pipeline/opening-keys.ts";
 import { type ManifestFolder, openingBlobCheck, verifySession } from "../../src/pipeline/verify-session.ts";
@@ -92,7 +93,14 @@ async function writeLongManifest(count: number) {
     createdAt: at,
   });
   for (let index = 0; index < count; index++) await chunks.insert(documentOf(id, index, at));
-  const ports = { sessions, chunks, tiles, observer: silent, patience: impatient, growth: new OwnGrowth() };
+  const ports = {
+    sessions,
+    chunks,
+    tiles,
+    observer: silent,
+    patience: impatient,
+    growth: new OwnGrowth(createSystemClock()),
+  };
   const { version } = await integrate(ports, id, NEVER);
   const finalize = { manifestType: "session_recording" };
   await sessions.replace(id, version, { kind: "propose-count", count, finalize });

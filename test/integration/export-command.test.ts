@@ -22,6 +22,7 @@ import { asBuffer, utf8 } from "../../src/core/bytes.ts";
 import { manifestId } from "../../src/core/manifest/names.ts";
 import { exportSecrets, exportSession, findExportable } from "../../src/pipeline/export-session.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import type { SessionChange } from "../../src/pipeline/ports.ts";
 import { mongoStores, type Stores } from "../conformance/stores.ts";
@@ -80,7 +81,7 @@ async function anchoredSession(
     await stores.chunks.insert(chunk);
   }
   let { version } = await integrate(
-    { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth() },
+    { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth(createSystemClock()) },
     id,
     NEVER,
   );

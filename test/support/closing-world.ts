@@ -9,6 +9,7 @@ import { AnchorClaims } from "../../src/pipeline/anchor-session.ts";
 import type { AnchoringEngine } from "../../src/pipeline/anchoring-engine.ts";
 import { type ClosePorts, closeSession } from "../../src/pipeline/close-session.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import { createPatience } from "../../src/pipeline/patience.ts";
 import { createPipeline, type Pipeline } from "../../src/pipeline/pipeline.ts";
@@ -258,7 +259,7 @@ function integrateNow(shared: Shared, session: SessionId): Promise<SessionRecord
   const observer = { report: () => undefined };
   const patience = createPatience(shared.clock, observer);
   return integrate(
-    { ...shared, observer, patience, growth: new OwnGrowth() },
+    { ...shared, observer, patience, growth: new OwnGrowth(createSystemClock()) },
     session,
     new AbortController().signal,
   );

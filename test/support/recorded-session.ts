@@ -12,6 +12,7 @@ import { type ManifestFileNames, manifestFileNames } from "../../src/core/manife
 import { ed25519PublicKey } from "../../src/core/merkle/checkpoint.ts";
 import type { HashAlgorithm } from "../../src/core/merkle/hash.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import type { Patience } from "../../src/pipeline/patience.ts";
 import type { Clock, KernelThreads, Observer } from "../../src/pipeline/ports.ts";
@@ -157,7 +158,12 @@ export async function recordSession(
 }
 
 async function sealAndWrite(stores: RecordedSession["stores"], id: SessionId, signingKey: KeyObject) {
-  const ports = { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth() };
+  const ports = {
+    ...stores,
+    observer: silent,
+    patience: impatient,
+    growth: new OwnGrowth(createSystemClock()),
+  };
   const grown = await integrate(ports, id, NEVER);
   const { size } = grown.tree;
   const finalize = { manifestType: "session_recording", ownerAddress: "Zoë €", metadata: '{"a":[1,2.5]}' };
@@ -210,7 +216,7 @@ export async function copyToStores(
     await stores.chunks.insert(chunk);
   }
   const grown = await integrate(
-    { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth() },
+    { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth(createSystemClock()) },
     id,
     NEVER,
   );

@@ -2,10 +2,12 @@ import { describe, expect, test } from "vitest";
 import type { LeafHash, LeafIndex, SessionId } from "../../src/core/ids.ts";
 import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import type { CommittedLeaf } from "../../src/pipeline/ports.ts";
+import { ManualClock } from "../support/manual-clock.ts";
 import { PipelineStage } from "../support/pipeline-stage.ts";
 import { newSession } from "../support/memory/records.ts";
 import { MemorySessionStore } from "../support/memory/session-store.ts";
 
+const clock = new ManualClock();
 const A = "sess-a" as SessionId;
 const B = "sess-b" as SessionId;
 
@@ -18,14 +20,21 @@ function indices(leaves: readonly CommittedLeaf[]): readonly number[] {
   return leaves.map(({ index }) => index);
 }
 
+/** Of a process that has just grown these sessions' trees. */
+async function growthOf(...sessions: readonly SessionId[]): Promise<OwnGrowth> {
+  const growth = new OwnGrowth(clock);
+  for (const session of sessions) growth.keepHead(await recordOfSize(session, 0));
+  return growth;
+}
+
 async function recordOfSize(id: SessionId, size: number) {
   const record = await new MemorySessionStore().create(newSession(id));
   return { ...record, tree: { ...record.tree, size } as typeof record.tree };
 }
 
 describe("OwnGrowth", () => {
-  test("gives out own leaves from the tree's size on, up to a gap or the limit", () => {
-    const growth = new OwnGrowth();
+  test("gives out own leaves from the tree's size on, up to a gap or the limit", async () => {
+    const growth = await growthOf(A, B);
     for (const index of [5, 3, 4, 7]) growth.committed(A, leaf(index));
     growth.committed(B, leaf(6));
     expect(indices(growth.leavesFrom(A, 3, 10))).toEqual([3, 4, 5]);
@@ -34,8 +43,21 @@ describe("OwnGrowth", () => {
     expect(indices(growth.leavesFrom(A, 7, 10))).toEqual([7]);
   });
 
+  test("gives out none for a tree that it hasn't grown, or not for a while", async () => {
+    const growth = await growthOf(A);
+    growth.committed(A, leaf(0));
+    growth.committed(B, leaf(0));
+    expect(growth.leavesFrom(B, 0, 10)).toEqual([]);
+    clock.advance(250);
+    expect(indices(growth.leavesFrom(A, 0, 10))).toEqual([0]);
+    clock.advance(1);
+    expect(growth.leavesFrom(A, 0, 10)).toEqual([]);
+    growth.keepHead(await recordOfSize(A, 0));
+    expect(indices(growth.leavesFrom(A, 0, 10))).toEqual([0]);
+  });
+
   test("forgets what the tree has, whoever took it in, and keeps what waits for an earlier leaf", async () => {
-    const growth = new OwnGrowth();
+    const growth = await growthOf(A);
     for (const index of [0, 1, 4]) growth.committed(A, leaf(index));
     growth.reached(await recordOfSize(A, 2), false);
     expect(indices(growth.leavesFrom(A, 0, 10))).toEqual([]);
@@ -43,7 +65,7 @@ describe("OwnGrowth", () => {
   });
 
   test("keeps a bounded number of leaves, and takes more again when some have gone", async () => {
-    const growth = new OwnGrowth();
+    const growth = await growthOf(A);
     for (let index = 0; index < 5_000; index++) growth.committed(A, leaf(index));
     const kept = growth.leavesFrom(A, 0, 10_000).length;
     expect(kept).toBe(4_096);
@@ -53,17 +75,19 @@ describe("OwnGrowth", () => {
   });
 
   test("forgets the session that it has known for longest", async () => {
-    const growth = new OwnGrowth();
-    growth.committed(A, leaf(0));
-    growth.keepHead(await recordOfSize(A, 0));
-    for (let count = 0; count < 1_024; count++) growth.committed(`sess-${count}` as SessionId, leaf(0));
-    expect(growth.takeHead(A)).toBeUndefined();
-    expect(growth.leavesFrom(A, 0, 1)).toEqual([]);
-    expect(growth.leavesFrom("sess-1023" as SessionId, 0, 1)).toHaveLength(1);
+    const growth = new OwnGrowth(clock);
+    const names = Array.from({ length: 1_025 }, (_, count) => `sess-${count}` as SessionId);
+    for (const name of names) {
+      growth.committed(name, leaf(0));
+      growth.keepHead(await recordOfSize(name, 0));
+    }
+    const known = names.filter((name) => growth.leavesFrom(name, 0, 1).length === 1);
+    expect(known).toEqual(names.slice(1));
+    expect(growth.takeHead(names[0] as SessionId)).toBeUndefined();
   });
 
   test("tells once that a tree has grown unread", async () => {
-    const growth = new OwnGrowth();
+    const growth = new OwnGrowth(clock);
     growth.keepHead(await recordOfSize(A, 0));
     growth.reached(await recordOfSize(A, 1), true);
     growth.reached(await recordOfSize(A, 1), false);
@@ -73,7 +97,7 @@ describe("OwnGrowth", () => {
   });
 });
 
-describe("a worker that is alone at a session", () => {
+describe("a worker that is alone at a busy session", () => {
   test("grows the tree without reading head or leaves", async () => {
     const stage = new PipelineStage();
     await stage.process(stage.chunkJob(0));
@@ -94,6 +118,35 @@ describe("a worker that is alone at a session", () => {
     expect(stage.count("chunks.contiguousLeaves")).toBe(2);
     expect(stage.count("sessions.find")).toBe(1);
     expect(stage.count("sessions.replace")).toBe(0);
+  });
+});
+
+describe("a session that gets a chunk now and then", () => {
+  test("is read each time, and costs no look", async () => {
+    const stage = new PipelineStage();
+    await stage.processFirst(stage.chunkJob(0));
+    await stage.wait(500);
+    stage.calls.length = 0;
+    for (const index of [1, 2, 3]) {
+      await stage.processFirst(stage.chunkJob(index));
+      await stage.wait(500);
+    }
+    expect(stage.count("chunks.contiguousLeaves")).toBe(3);
+    expect(stage.count("sessions.find")).toBe(0);
+    expect(stage.count("sessions.replace")).toBe(3);
+  });
+});
+
+describe("a seal by a run that grew the tree unread", () => {
+  test("is not looked at again: a sealed session is closed once", async () => {
+    const stage = new PipelineStage();
+    await stage.processFirst(stage.chunkJob(0));
+    await stage.finalize(3);
+    for (const index of [1, 2]) await stage.processFirst(stage.chunkJob(index));
+    expect(await stage.record()).toMatchObject({ state: "sealed" });
+    const finds = stage.count("sessions.find");
+    await stage.wait(2_000);
+    expect(stage.count("sessions.find") - finds).toBeLessThanOrEqual(1);
   });
 });
 

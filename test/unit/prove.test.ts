@@ -10,6 +10,7 @@ import {
 } from "../../src/core/merkle/textbook.ts";
 import type { TileRequest } from "../../src/core/merkle/tiles.ts";
 import { integrate } from "../../src/pipeline/integrate.ts";
+import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { OwnGrowth } from "../../src/pipeline/own-growth.ts";
 import type { TileStore } from "../../src/pipeline/ports.ts";
 import {
@@ -58,7 +59,11 @@ async function addSession(
   for (const [index, leafHash] of LEAVES.slice(0, size).entries()) {
     await stores.chunks.insert(chunk(id, index, { leafHash, hashAlgorithm: algorithm }));
   }
-  await integrate({ ...stores, observer: silent, patience: impatient, growth: new OwnGrowth() }, id, NEVER);
+  await integrate(
+    { ...stores, observer: silent, patience: impatient, growth: new OwnGrowth(createSystemClock()) },
+    id,
+    NEVER,
+  );
 }
 
 function headAt(size: number, algorithm: HashAlgorithm = "blake3"): SizedRoot {
