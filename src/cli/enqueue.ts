@@ -1,8 +1,7 @@
 import { stat } from "node:fs/promises";
 import { type Command, Option } from "commander";
-import { type ChunkToEnqueue, createProducer, type PayloadPlace } from "../adapters/bullmq/producer.ts";
+import type { ChunkToEnqueue, PayloadPlace } from "../adapters/bullmq/producer.ts";
 import { createFilePayloadStore } from "../adapters/file/payload-store.ts";
-import { createSystemClock } from "../adapters/system/clock.ts";
 import { loadProcessConfig } from "../config.ts";
 import { levelFor } from "../core/compress/codec.ts";
 import { LucidError } from "../core/errors.ts";
@@ -13,6 +12,7 @@ import { parseCount, parseCountFromOne, parseIndex, parseSession } from "./argum
 import { newCommand, perform } from "./command.ts";
 import { foresee, type SessionForesight } from "./foreseen.ts";
 import { unreadable } from "./files.ts";
+import { openProducer } from "./open-producer.ts";
 import { counted, formatBytes, PROGRAM, untilAborted } from "./output.ts";
 import { openInput, splitStream } from "./split-file.ts";
 
@@ -63,15 +63,9 @@ export function enqueueCommand(): Command {
         const size = await sizeOf(file);
         const total = size === undefined ? 0 : Math.ceil(size / chunkBytes);
         const foreseen = await foresee(loaded, session, output);
-        const producer = createProducer({
-          url: config.redis.url.reveal(),
-          prefix: config.queues.prefix,
-          queueSizeMax: config.queues.backPressureJobs,
-          payloadTtlSeconds: config.queues.payloadTtlSeconds,
+        const producer = openProducer(config, output, {
           files: createFilePayloadStore(config.paths.payloads),
-          clock: createSystemClock(),
           signal,
-          onError: () => undefined,
         });
         const bar = output.progress(`enqueue ${session}`, total, "chunks");
         let added = 0;

@@ -1,6 +1,4 @@
 import { type Command, Option } from "commander";
-import { createProducer } from "../adapters/bullmq/producer.ts";
-import { createSystemClock } from "../adapters/system/clock.ts";
 import { type LoadedConfig, loadProcessConfig } from "../config.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
@@ -8,6 +6,7 @@ import { MANIFEST_TYPES } from "../core/manifest/names.ts";
 import { parseCountFromOne, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
 import { foresee, type SessionForesight } from "./foreseen.ts";
+import { openProducer } from "./open-producer.ts";
 import { counted, type Output, PROGRAM } from "./output.ts";
 
 interface FinalizeFlags {
@@ -41,15 +40,7 @@ export function finalizeCommand(): Command {
           await output.result({ ...result, queued: false }, `${sealed}: nothing was queued`);
           return 0;
         }
-        const producer = createProducer({
-          url: config.redis.url.reveal(),
-          prefix: config.queues.prefix,
-          queueSizeMax: config.queues.backPressureJobs,
-          payloadTtlSeconds: config.queues.payloadTtlSeconds,
-          clock: createSystemClock(),
-          signal,
-          onError: () => undefined,
-        });
+        const producer = openProducer(config, output, { signal });
         try {
           await producer.finalize({
             session_id: session,

@@ -9,6 +9,7 @@ import { parseSession } from "./arguments.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { openStores } from "./open-stores.ts";
 import { formatTable, type Output } from "./output.ts";
+import { redisTarget } from "./redis-target.ts";
 import { manifestIdOf, sessionReport } from "./session-report.ts";
 
 /** Later chunks that a look for gaps takes in. */
@@ -30,10 +31,9 @@ export function statusCommand(): Command {
 
 async function queueStatus(output: Output, config: Config): Promise<number> {
   const stats = createQueueStats({
-    url: config.redis.url.reveal(),
+    ...redisTarget(config, output, CONNECT_DEADLINE_MS / 1_000),
     prefix: config.queues.prefix,
     queues: [QUEUE_CHUNKS, QUEUE_CONTROL, ...config.queues.events],
-    onError: () => undefined,
   });
   try {
     const deadlineMs = performance.now() + CONNECT_DEADLINE_MS;

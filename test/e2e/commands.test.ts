@@ -252,6 +252,27 @@ describe("the commands", () => {
     expect(plain.stderr).toMatch(/^error: .+ \[SESSION_UNKNOWN\]\n$/);
   });
 
+  test("say what they wait for while Redis doesn't answer, once, and with --json nothing but the error", async () => {
+    const deployment = new Deployment(servers);
+    const file = join(deployment.folder, "recording");
+    writeFileSync(file, "recorded");
+    const env = { ...deployment.env, REDIS_URL: "redis://127.0.0.1:1" };
+    const commands = [["enqueue", "sess-1", file], ["finalize", "sess-1", "--chunks", "1"], ["status"]];
+    const waiting = commands.map(async (args) => {
+      const { code, stdout, stderr } = await runProgram(args, { env, cwd: deployment.folder });
+      expect({ code, stdout }, args.join(" ")).toEqual({ code: EXIT_FAILURE, stdout: "" });
+      expect(stderr, args.join(" ")).toMatch(
+        /^Redis does not answer \(REDIS_URL\): waiting for it, for \d+ seconds at most\nerror: .+ \[QUEUE_UNAVAILABLE\]\n$/,
+      );
+      expect(
+        failureOf(await runProgram([...args, "--json"], { env, cwd: deployment.folder }), EXIT_FAILURE),
+      ).toMatchObject({
+        code: "QUEUE_UNAVAILABLE",
+      });
+    });
+    await Promise.all(waiting);
+  });
+
   test("answer wrong usage with 2 and a pointer to --help, and --help with 0", async () => {
     const run = (args: readonly string[]) => runProgram(args, { env: { PATH: process.env["PATH"] } });
     const wrong = [

@@ -37,7 +37,7 @@ const RESUME_SHARE = 0.75;
 const CHUNKS_PER_COUNT_MAX = 32;
 const BACK_PRESSURE_PAUSE_MS = 50;
 const OUT_OF_MEMORY_PAUSE_MS = 250;
-const CONNECT_TIMEOUT_MS = 10_000;
+export const CONNECT_TIMEOUT_MS = 10_000;
 /** Hex digits of the chunk's BLAKE3 in its job id and payload name: other bytes at an index are another job. */
 const DIGEST_CHARS = 16;
 /** The worker sets its own; these hold while jobs are only seen by others. */
