@@ -1,13 +1,20 @@
-import { parentPort } from "node:worker_threads";
+import { parentPort, workerData } from "node:worker_threads";
 import { deriveKey } from "../src/core/encrypt/derive.ts";
 import { asLucidError } from "../src/core/errors.ts";
-import { kernelScratch, openChunk, sealChunk } from "../src/core/kernel.ts";
+import { kernelScratch, openChunk, type SealRequest, sealChunk } from "../src/core/kernel.ts";
 import { release } from "../src/core/scratch.ts";
-import { type ThreadReply, type ThreadTask, threadJob } from "../src/schema/thread.ts";
+import {
+  type SealOutcome,
+  type ThreadData,
+  type ThreadReply,
+  type ThreadTask,
+  threadJob,
+} from "../src/schema/thread.ts";
 
 if (parentPort === null) throw new Error("workers/kernel.ts runs as a worker thread only");
 const port = parentPort;
 const scratch = kernelScratch();
+const { itemAt } = workerData as ThreadData;
 const nowMs = (): number => performance.now();
 
 type Answer = { readonly reply: ThreadReply; readonly transfer: ArrayBuffer[] };
@@ -21,8 +28,11 @@ function perform(id: number, task: ThreadTask): Answer {
     }
     case "seal-many": {
       // Copied on the way, not transferred: for small buffers that costs less.
-      const chunks = task.request.requests.map((request) => sealChunk(request, nowMs, scratch));
-      return { reply: { state: "done", id, kind: "seal-many", result: { chunks } }, transfer: [] };
+      const outcomes = task.request.requests.map((request, at) => {
+        Atomics.store(itemAt, 0, at);
+        return sealOne(request);
+      });
+      return { reply: { state: "done", id, kind: "seal-many", result: { outcomes } }, transfer: [] };
     }
     case "open": {
       const result = openChunk(task.request);
@@ -35,6 +45,15 @@ function perform(id: number, task: ThreadTask): Answer {
     }
     case "ping":
       return { reply: { state: "done", id, kind: "ping", result: {} }, transfer: [] };
+  }
+}
+
+function sealOne(request: SealRequest): SealOutcome {
+  try {
+    return { state: "sealed", chunk: sealChunk(request, nowMs, scratch) };
+  } catch (thrown) {
+    const { code, message } = asLucidError(thrown);
+    return { state: "failed", code, message };
   }
 }
 

@@ -19,6 +19,12 @@ import {
 
 // What passes between the main thread and a CPU thread, by structured clone.
 
+/** Given to a thread when it starts. */
+export interface ThreadData {
+  /** Of one element, in shared memory: the thread writes the position of the item that it begins. */
+  readonly itemAt: Int32Array<SharedArrayBuffer>;
+}
+
 const U32_MAX = 0xffff_ffff;
 const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array);
 const bytesOf = (length: number): z.ZodType<Uint8Array> =>
@@ -107,18 +113,25 @@ const sealedChunk = z.object({
   stageSeconds: z.record(z.enum(STAGES), z.number()),
 }) satisfies z.ZodType<SealedChunk>;
 
+const errorCode = z.custom<ErrorCode>(
+  (value) => typeof value === "string" && Object.hasOwn(ERROR_DISPOSITIONS, value),
+);
+
+/** One chunk's, of many: those that can't be sealed don't keep the others. */
+const sealOutcome = z.discriminatedUnion("state", [
+  z.object({ state: z.literal("sealed"), chunk: sealedChunk }),
+  z.object({ state: z.literal("failed"), code: errorCode, message: z.string() }),
+]);
+export type SealOutcome = z.infer<typeof sealOutcome>;
+
 const results = {
   seal: sealedChunk,
-  "seal-many": z.object({ chunks: z.array(sealedChunk) }),
+  "seal-many": z.object({ outcomes: z.array(sealOutcome) }),
   open: z.object({ payload: ownBytes }) satisfies z.ZodType<OpenedChunk>,
   derive: z.object({ key: bytesOf(32) }),
   ping: z.strictObject({}),
 };
 export type ThreadResults = { readonly [Kind in ThreadTaskKind]: z.infer<(typeof results)[Kind]> };
-
-const errorCode = z.custom<ErrorCode>(
-  (value) => typeof value === "string" && Object.hasOwn(ERROR_DISPOSITIONS, value),
-);
 
 const done = <Kind extends ThreadTaskKind>(kind: Kind) =>
   z.object({ state: z.literal("done"), id: z.int(), kind: z.literal(kind), result: results[kind] });

@@ -6,6 +6,7 @@ import {
   type CpuThreadsEvent,
   type CpuThreadsOptions,
 } from "../../src/adapters/threads/cpu-threads.ts";
+import { CpuThread } from "../../src/adapters/threads/cpu-thread.ts";
 import { asBuffer, toHex } from "../../src/core/bytes.ts";
 import { deriveKey } from "../../src/core/encrypt/derive.ts";
 import { LucidError } from "../../src/core/errors.ts";
@@ -164,19 +165,62 @@ describe("small chunks, which go to a thread together", () => {
     expect(threads.replaced).toBe(2);
   });
 
-  it("a chunk that hangs its thread keeps the others only for a part of the time that it is given", async () => {
-    const threads = cpuThreads({ threads: 2, workerUrl: POISON_URL, timeoutMs: 9_000 });
-    const ended: string[] = [];
-    const bad = threads.seal(small(0, 0xfe)).catch((thrown: unknown) => {
-      ended.push("bad");
-      throw thrown;
+  for (const threadCount of [1, 2]) {
+    it(`a chunk that hangs one of ${threadCount} threads keeps the others for a moment, and fails when its time is over`, async () => {
+      const threads = cpuThreads({ threads: threadCount, workerUrl: POISON_URL, timeoutMs: PATIENCE_MS });
+      const ended: string[] = [];
+      const before = Array.from({ length: 5 }, (_, at) => threads.seal(small(at)));
+      const bad = threads.seal(small(5, 0xfe)).catch((thrown: unknown) => {
+        ended.push("bad");
+        throw thrown;
+      });
+      const after = Array.from({ length: 5 }, (_, at) => threads.seal(small(at + 6)));
+      const good = [...before, ...after].map((sealing) => sealing.then(() => ended.push("good")));
+      await Promise.all(good);
+      expect([threads.replaced, ended]).toEqual([0, Array(10).fill("good")]);
+      await expect(bad).rejects.toThrow(withCode("THREAD_TIMEOUT"));
+      expect(threads.replaced).toBe(1);
+      await expect(threads.seal(small(11))).resolves.toBeDefined();
     });
-    const good = Array.from({ length: 10 }, (_, at) =>
-      threads.seal(small(at + 1)).then(() => ended.push("good")),
-    );
-    await expect(bad).rejects.toThrow(withCode("THREAD_TIMEOUT"));
-    await Promise.all(good);
-    expect(ended).toEqual([...Array(10).fill("good"), "bad"]);
+  }
+
+  it("two chunks that hang their threads hold nobody up for long, and none of the others fails", async () => {
+    const threads = cpuThreads({ threads: 2, workerUrl: POISON_URL, timeoutMs: PATIENCE_MS });
+    const bad = [0, 1].map((at) => threads.seal(small(at, 0xfe)));
+    const outcomes = Promise.allSettled(bad);
+    const good = Array.from({ length: 10 }, (_, at) => threads.seal(small(at + 2)));
+    expect(new Set((await Promise.all(good)).map(({ leafHash }) => toHex(leafHash))).size).toBe(10);
+    expect(threads.replaced).toBe(0);
+    for (const outcome of await outcomes)
+      expect(outcome).toMatchObject({ reason: { code: "THREAD_TIMEOUT" } });
+  });
+
+  it("a chunk that only takes its time is sealed, and so are the others", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL });
+    const sealing = [0, 1, 2, 3].map((at) => threads.seal(small(at, at === 1 ? 0xfd : at)));
+    expect(new Set((await Promise.all(sealing)).map(({ leafHash }) => toHex(leafHash))).size).toBe(4);
+    expect(threads.replaced).toBe(0);
+  });
+
+  it("the kernel tells which of them it works on", async () => {
+    const { promise: replied, resolve } = Promise.withResolvers<unknown>();
+    const ready = Promise.withResolvers<void>();
+    const thread = new CpuThread(new URL("../../workers/kernel.ts", import.meta.url), {
+      onReady: ready.resolve,
+      onReply: resolve,
+      onDeath: ready.reject,
+    });
+    try {
+      await ready.promise;
+      const requests = [small(0), { ...small(1), declaredBlake3: new Uint8Array(32) }, small(2)];
+      thread.post({ id: 1, task: { kind: "seal-many", request: { requests } } }, []);
+      expect(await replied).toMatchObject({
+        result: { outcomes: [{ state: "sealed" }, { code: "PAYLOAD_DIGEST_MISMATCH" }, { state: "sealed" }] },
+      });
+      expect(thread.itemAt).toBe(2);
+    } finally {
+      await thread.end();
+    }
   });
 
   it("a cancelled one is answered at once, and so is one after the end", async () => {
@@ -261,6 +305,38 @@ describe("threads that misbehave", () => {
     expect(meanwhile).toBe(20);
     await until(() => readyCount() === 3);
     expect(await threads.ping()).toBe(true);
+  });
+
+  it("a hung thread is set aside with its job, and makes room for another", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL, timeoutMs: 10_000 });
+    const outcomes = Promise.allSettled([poison(threads, "hang")]);
+    await poison(threads, "x");
+    expect([threads.replaced, threads.busy, await threads.ping()]).toEqual([0, 0, true]);
+    expect(await outcomes).toMatchObject([{ reason: { code: "THREAD_TIMEOUT" } }]);
+    expect([threads.replaced, readyCount(), await threads.ping()]).toEqual([1, 2, true]);
+  });
+
+  it("no more threads are set aside than there are slots", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL, timeoutMs: 4_000 });
+    const ended: string[] = [];
+    const note = (what: string) => () => void ended.push(what);
+    const bad = [1, 2].map((at) => poison(threads, "hang").catch(note(`hung ${at}`)));
+    await poison(threads, "x").then(note("good"));
+    await Promise.all(bad);
+    expect(ended).toEqual(["hung 1", "hung 2", "good"]);
+  });
+
+  it("a job that takes long succeeds in the thread that was set aside with it", async () => {
+    const threads = cpuThreads({ threads: 1, workerUrl: POISON_URL, timeoutMs: 6_000 });
+    await until(() => readyCount() === 1);
+    await poison(threads, "sleep 1500");
+    expect([threads.replaced, await threads.ping()]).toEqual([0, true]);
+    const long = poison(threads, "sleep 1700");
+    await poison(threads, "sleep 1000");
+    await long;
+    await expect(poison(threads, "x")).resolves.toBeDefined();
+    expect(threads.replaced).toBe(0);
+    await threads.close();
   });
 
   it("an answer that came while the loop itself was blocked is no timeout", async () => {

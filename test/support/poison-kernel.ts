@@ -1,17 +1,24 @@
-import { parentPort } from "node:worker_threads";
+import { parentPort, workerData } from "node:worker_threads";
 import { sealChunk } from "../../src/core/kernel.ts";
-import type { ThreadJob, ThreadReply } from "../../src/schema/thread.ts";
+import type { SealOutcome, ThreadData, ThreadJob, ThreadReply } from "../../src/schema/thread.ts";
 
 // Speaks the CPU threads' protocol and misbehaves on request: a `derive` task's password says how, and a chunk of a
-// `seal-many` task that begins with POISON_BYTE ends it, with HANGING_BYTE hangs it.
+// `seal-many` task that begins with POISON_BYTE ends it, with HANGING_BYTE hangs it, with SLOW_BYTE takes SLOW_MS.
 
 const POISON_BYTE = 0xff;
 const HANGING_BYTE = 0xfe;
+const SLOW_BYTE = 0xfd;
+const SLOW_MS = 400;
 
 const port = parentPort;
 if (port === null) throw new Error("runs as a worker thread only");
 
+const { itemAt } = workerData as ThreadData;
 const hoard: unknown[] = [];
+
+function pause(ms: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+}
 
 function misbehave(password: string): void {
   switch (password) {
@@ -37,16 +44,21 @@ port.on("message", ({ id, task }: ThreadJob) => {
   if (task.kind === "derive") {
     misbehave(task.request.password);
     const wait = /^sleep (\d+)$/.exec(task.request.password)?.[1];
-    if (wait !== undefined) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, Number(wait));
+    if (wait !== undefined) pause(Number(wait));
     const result = { key: new Uint8Array(32).fill(task.request.password.length) };
     port.postMessage({ state: "done", id, kind: "derive", result } satisfies ThreadReply);
     // After the answer, which is on its way: the thread looks idle.
     if (task.request.password === "hang when idle") for (;;);
   } else if (task.kind === "seal-many") {
-    const { requests } = task.request;
-    if (requests.some(({ payload }) => payload[0] === POISON_BYTE)) process.exit(3);
-    if (requests.some(({ payload }) => payload[0] === HANGING_BYTE)) for (;;);
-    const result = { chunks: requests.map((request) => sealChunk(request, () => 0)) };
+    const outcomes = task.request.requests.map((request, at): SealOutcome => {
+      Atomics.store(itemAt, 0, at);
+      const [first] = request.payload;
+      if (first === POISON_BYTE) process.exit(3);
+      if (first === HANGING_BYTE) for (;;);
+      if (first === SLOW_BYTE) pause(SLOW_MS);
+      return { state: "sealed", chunk: sealChunk(request, () => 0) };
+    });
+    const result = { outcomes };
     port.postMessage({ state: "done", id, kind: "seal-many", result } satisfies ThreadReply);
   } else {
     port.postMessage({ state: "done", id, kind: "ping", result: {} } satisfies ThreadReply);

@@ -1,6 +1,6 @@
 import { Worker } from "node:worker_threads";
 import { LucidError } from "../../core/errors.ts";
-import { type ThreadJob, type ThreadReply, threadReply } from "../../schema/thread.ts";
+import { type ThreadData, type ThreadJob, type ThreadReply, threadReply } from "../../schema/thread.ts";
 
 /**
  * A thread's own heap, beside which the buffers of its chunk lie outside. A job that needs more ends its thread
@@ -22,6 +22,7 @@ export class CpuThread {
   readonly #worker: Worker;
   readonly #events: CpuThreadEvents;
   readonly #startTimer: NodeJS.Timeout;
+  readonly #itemAt = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT));
   #ended = false;
 
   constructor(workerUrl: URL, events: CpuThreadEvents) {
@@ -32,6 +33,7 @@ export class CpuThread {
       // The environment holds keys that a thread has no use for; the flags may belong to a test runner.
       env: {},
       execArgv: [],
+      workerData: { itemAt: this.#itemAt } satisfies ThreadData,
     });
     this.#worker.on("message", (message: unknown) => this.#receive(message));
     this.#worker.on("messageerror", (cause) => this.#die("sent an answer that can't be read", cause));
@@ -40,8 +42,14 @@ export class CpuThread {
     this.#startTimer = setTimeout(() => this.#die("did not get ready", undefined), START_MS_MAX);
   }
 
+  /** The position of the item that it works on, in a job of several. It can be read while the thread hangs, and when it has ended. */
+  get itemAt(): number {
+    return Atomics.load(this.#itemAt, 0);
+  }
+
   /** Throws what structured clone throws, in which case the thread has seen nothing. */
   post(job: ThreadJob, transfer: ArrayBuffer[]): void {
+    Atomics.store(this.#itemAt, 0, 0);
     this.#worker.postMessage(job, transfer);
   }
 

@@ -1,24 +1,21 @@
 import { LucidError } from "../../core/errors.ts";
 import type { OpenedChunk, OpenRequest, SealedChunk, SealRequest } from "../../core/kernel.ts";
 import type { ThreadReply, ThreadResults, ThreadTask, ThreadTaskKind } from "../../schema/thread.ts";
-import { coalesce } from "../coalesce.ts";
 import { CpuThread } from "./cpu-thread.ts";
+import { GatheredSeals, isGathered } from "./gathered-seals.ts";
 import { portableTask } from "./portable-task.ts";
 
 const KERNEL_URL = new URL("../../../workers/kernel.ts", import.meta.url);
 /** Far above MAX_WORKERS' 50 jobs at a time: reached only if a caller forgets to wait. */
 const QUEUED_MAX = 1_024;
-/** Chunks up to this size and these levels go to a thread together: the message costs more than the work, 0.2 ms at most, in it. */
-const GATHERED_PAYLOAD_BYTES_MAX = 16 * 1024;
-const GATHERED_LEVEL_MAX = { none: 0, lz4: 0, zstd: 9, brotli: 5 } as const;
-const GATHERED_ITEMS_MAX = 64;
 /**
- * They all go to one thread, as long as it answers: two would take them in smaller groups, and wake each other's cores. At 4 KiB
- * and 50 jobs at a time that costs an eighth of the chunks a second.
+ * Of the time that a job is given, and at least. A thread that takes longer is set aside with it, and another one takes its place: one job
+ * that hangs costs the others this much of a thread, and not all of its WORKER_TIMEOUT.
  */
-const GATHERED_LANE_DELAY_MS = 50;
-/** Of the time that a job is given. They take milliseconds; one that hangs must not keep its company for all of that time. */
-const GATHERED_TIMEOUT_SHARE = 1 / 6;
+const SET_ASIDE_SHARE = 1 / 6;
+const SET_ASIDE_MS_MIN = 1_000;
+/** A thread that begins no other item of its job for so long holds the rest of them up. */
+const HELD_UP_MS = 250;
 const PING_MS_MAX = 5_000;
 /** The first replacement is made at once; without a finished job in between, each next one waits twice as long. */
 const RESTART_DELAY_MS = 100;
@@ -49,24 +46,44 @@ export interface RunOptions {
   readonly signal?: AbortSignal | undefined;
   /** Default: that of the pool. */
   readonly timeoutMs?: number;
+  /**
+   * For a job of several items. Called with the position of one when its thread has begun no other for HELD_UP_MS, at most once; and, before
+   * the job fails, when the thread ends at it.
+   */
+  readonly onHeldUp?: (at: number) => void;
 }
 
 interface Job {
   readonly id: number;
   readonly task: ThreadTask;
   readonly timeoutMs: number;
+  readonly onHeldUp: ((at: number) => void) | undefined;
   /** Both have no effect after the first call of either. */
   readonly resolve: (result: ThreadResults[ThreadTaskKind]) => void;
   readonly reject: (reason: unknown) => void;
 }
 
-/** A place for one thread at a time. Without `thread` it waits to start the next one. */
+/** A job in its thread. */
+interface Run {
+  readonly job: Job;
+  readonly timeout: NodeJS.Timeout;
+  readonly setAside: NodeJS.Timeout;
+  heldUp: NodeJS.Timeout | undefined;
+}
+
+/** One thread, in its slot or set aside. */
+interface Post {
+  /** Of the slot. */
+  readonly number: number;
+  readonly thread: CpuThread;
+  ready: boolean;
+  run: Run | undefined;
+}
+
+/** A place for one thread at a time. Without `post` it waits to start the next one. */
 interface Slot {
   readonly number: number;
-  thread: CpuThread | undefined;
-  ready: boolean;
-  job: Job | undefined;
-  jobTimer: NodeJS.Timeout | undefined;
+  post: Post | undefined;
   restartTimer: NodeJS.Timeout | undefined;
   /** Since a job last finished here. */
   deaths: number;
@@ -74,15 +91,19 @@ interface Slot {
 
 /**
  * A fixed number of worker threads that run the kernel, one job each at a time, first come first served. A thread that dies or
- * takes too long is replaced; its job fails with THREAD_CRASHED or THREAD_TIMEOUT, every other job goes on.
+ * takes too long is replaced; its job fails with THREAD_CRASHED or THREAD_TIMEOUT, every other job goes on. One that takes long
+ * makes room for its successor before that: up to as many as there are slots are set aside.
  */
 export class CpuThreads {
   readonly #options: CpuThreadsOptions;
   readonly #slots: readonly Slot[];
   readonly #waiting: Job[] = [];
-  readonly #sealGathered: (request: SealRequest) => Promise<SealedChunk>;
+  readonly #gathered: GatheredSeals;
+  /** Threads without a slot, each with the job that took too long. */
+  readonly #aside = new Set<Post>();
   /** Threads on their way out; `close` waits for them. */
   readonly #ending = new Set<Promise<void>>();
+  #hasBeenUp = false;
   #nextId = 0;
   #replaced = 0;
   #closing: Promise<void> | undefined;
@@ -91,20 +112,11 @@ export class CpuThreads {
     this.#options = options;
     this.#slots = Array.from({ length: options.threads }, (_, number) => ({
       number,
-      thread: undefined,
-      ready: false,
-      job: undefined,
-      jobTimer: undefined,
+      post: undefined,
       restartTimer: undefined,
       deaths: 0,
     }));
-    // A thread that dies, or a chunk that can't be sealed, fails all that went with it; then each is sent alone.
-    this.#sealGathered = coalesce({
-      lanes: options.threads,
-      laneDelayMs: GATHERED_LANE_DELAY_MS,
-      itemsMax: GATHERED_ITEMS_MAX,
-      send: (requests) => this.#sealMany(requests),
-    });
+    this.#gathered = new GatheredSeals(this, options);
     for (const slot of this.#slots) this.#start(slot);
   }
 
@@ -113,9 +125,9 @@ export class CpuThreads {
     return this.#waiting.length;
   }
 
-  /** Threads that run a job. */
+  /** Threads that run a job, without those that are set aside. */
   get busy(): number {
-    return this.#slots.filter((slot) => slot.job !== undefined).length;
+    return this.#slots.filter(({ post }) => post?.run !== undefined).length;
   }
 
   /**
@@ -123,7 +135,7 @@ export class CpuThreads {
    * (cpu-thread.ts) is replaced, and its successor isn't the first.
    */
   get isStarting(): boolean {
-    if (this.#closing !== undefined || this.#slots.some((slot) => slot.ready)) return false;
+    if (this.#closing !== undefined || this.#hasBeenUp) return false;
     return this.#slots.some((slot) => slot.deaths === 0);
   }
 
@@ -140,7 +152,7 @@ export class CpuThreads {
     if (!isGathered(request)) {
       return this.run({ kind: "seal", request }, { signal });
     }
-    return untilAborted(signal, () => this.#sealGathered(request));
+    return untilAborted(signal, () => this.#gathered.seal(request));
   }
 
   /** Takes `request.blob` over, as `seal` does the payload. Errors of openChunk, `run`. */
@@ -166,10 +178,10 @@ export class CpuThreads {
     if (this.#waiting.length >= QUEUED_MAX) {
       throw new LucidError("QUEUE_UNAVAILABLE", `more than ${QUEUED_MAX} jobs wait for a CPU thread`);
     }
-    const { signal, timeoutMs = this.#options.timeoutMs } = options;
+    const { signal, onHeldUp, timeoutMs = this.#options.timeoutMs } = options;
     if (signal?.aborted === true) throw cancelled(signal);
     const { promise, ...settle } = Promise.withResolvers<ThreadResults[ThreadTaskKind]>();
-    const job: Job = { id: this.#nextId++, task, timeoutMs, ...settle };
+    const job: Job = { id: this.#nextId++, task, timeoutMs, onHeldUp, ...settle };
     const onAbort = (): void => this.#cancel(job, signal);
     signal?.addEventListener("abort", onAbort, { once: true });
     this.#waiting.push(job);
@@ -187,10 +199,10 @@ export class CpuThreads {
    */
   async ping(): Promise<boolean> {
     if (this.#closing !== undefined) return false;
-    const running = this.#slots.filter((slot) => slot.ready);
-    const idle = running.filter((slot) => slot.job === undefined);
-    const answers = await Promise.allSettled(idle.map((slot) => this.#pingSlot(slot)));
-    return running.length > 0 && answers.every((answer) => answer.status === "fulfilled");
+    const ready = this.#slots.flatMap(({ post }) => (post?.ready ? [post] : []));
+    const idle = ready.filter(({ run }) => run === undefined);
+    const answers = await Promise.allSettled(idle.map((post) => this.#pingIdle(post)));
+    return ready.length > 0 && answers.every((answer) => answer.status === "fulfilled");
   }
 
   /** Ends every thread and rejects what waits and runs with SHUTTING_DOWN. Resolves when no thread is left. */
@@ -199,111 +211,146 @@ export class CpuThreads {
     return this.#closing;
   }
 
-  async #sealMany(requests: readonly SealRequest[]): Promise<readonly SealedChunk[]> {
-    const timeoutMs = this.#options.timeoutMs * GATHERED_TIMEOUT_SHARE;
-    const { chunks } = await this.run(
-      { kind: "seal-many", request: { requests: [...requests] } },
-      { timeoutMs },
-    );
-    return chunks;
-  }
-
-  #pingSlot(slot: Slot): Promise<unknown> {
+  #pingIdle(post: Post): Promise<unknown> {
     const { promise, ...settle } = Promise.withResolvers<unknown>();
     const timeoutMs = Math.min(PING_MS_MAX, this.#options.timeoutMs);
-    const job: Job = { id: this.#nextId++, task: { kind: "ping", request: {} }, timeoutMs, ...settle };
-    this.#assign(slot, job);
+    const task: ThreadTask = { kind: "ping", request: {} };
+    this.#assign(post, { id: this.#nextId++, task, timeoutMs, onHeldUp: undefined, ...settle });
     return promise;
   }
 
   #start(slot: Slot): void {
     slot.restartTimer = undefined;
     const thread = new CpuThread(this.#options.workerUrl ?? KERNEL_URL, {
-      onReady: () => this.#becomeReady(slot),
-      onReply: (reply) => this.#settle(slot, reply),
-      onDeath: (error) => this.#replace(slot, error),
+      onReady: () => this.#becomeReady(post),
+      onReply: (reply) => this.#settle(post, reply),
+      onDeath: (error) => this.#replace(post, error),
     });
-    slot.thread = thread;
+    const post: Post = { number: slot.number, thread, ready: false, run: undefined };
+    slot.post = post;
   }
 
   // No job is given to a thread before it is ready: one that can't even start must not take jobs down with it.
-  #becomeReady(slot: Slot): void {
-    slot.ready = true;
-    this.#options.log?.({ kind: "thread-ready", thread: slot.number });
+  #becomeReady(post: Post): void {
+    post.ready = true;
+    this.#hasBeenUp = true;
+    this.#options.log?.({ kind: "thread-ready", thread: post.number });
     this.#dispatch();
   }
 
   #dispatch(): void {
     for (const slot of this.#slots) {
-      while (slot.ready && slot.job === undefined) {
+      // Until one is under way: a job that can't be sent leaves its thread idle.
+      while (slot.post?.ready && slot.post.run === undefined) {
         const job = this.#waiting.shift();
         if (job === undefined) return;
-        this.#assign(slot, job);
+        this.#assign(slot.post, job);
       }
     }
   }
 
   // One job per thread, not one running and one posted ahead: that one's payload would be gone with the thread that a poison
   // job kills, and a job would fail that did nothing.
-  #assign(slot: Slot, job: Job): void {
+  #assign(post: Post, job: Job): void {
     try {
       const { task, transfer } = portableTask(job.task);
-      slot.thread?.post({ id: job.id, task }, transfer);
+      post.thread.post({ id: job.id, task }, transfer);
     } catch (cause) {
       // The thread has seen nothing of it and stays idle.
       job.reject(new LucidError("INTERNAL", "job can't be sent to a CPU thread", { cause }));
       return;
     }
-    slot.job = job;
-    slot.jobTimer = setTimeout(() => this.#onTimeout(slot, job), job.timeoutMs);
-  }
-
-  #settle(slot: Slot, reply: Exclude<ThreadReply, { state: "ready" }>): void {
-    const { job } = slot;
-    if (job === undefined || reply.id !== job.id) {
-      this.#replace(
-        slot,
-        new LucidError("THREAD_CRASHED", "CPU thread answered a job that it was not given"),
-      );
-      return;
-    }
-    this.#release(slot);
-    slot.deaths = 0;
-    if (reply.state === "failed") job.reject(new LucidError(reply.code, reply.message));
-    else job.resolve(reply.result);
-    this.#dispatch();
+    const run: Run = {
+      job,
+      timeout: this.#whenStillRunning(post, job, job.timeoutMs, () => this.#onTimeout(post, job)),
+      setAside: this.#whenStillRunning(post, job, setAsideMs(job), () => this.#setAside(post)),
+      heldUp: undefined,
+    };
+    post.run = run;
+    if (job.onHeldUp !== undefined) this.#watchItems(post, run, job.onHeldUp, 0);
   }
 
   /**
    * If the loop itself was held up, the answer may be here, unread: a turn of the loop runs timers first, then messages, then
    * immediates. So the thread gets the rest of this turn.
    */
-  #onTimeout(slot: Slot, job: Job): void {
-    setImmediate(() => {
-      if (slot.job !== job) return;
-      const text = `job took longer than ${job.timeoutMs} ms in its CPU thread, which is replaced`;
-      this.#replace(slot, new LucidError("THREAD_TIMEOUT", text));
+  #whenStillRunning(post: Post, job: Job, ms: number, act: () => void): NodeJS.Timeout {
+    return setTimeout(() => setImmediate(() => post.run?.job === job && act()), ms);
+  }
+
+  #watchItems(post: Post, run: Run, onHeldUp: (at: number) => void, seenAt: number): void {
+    run.heldUp = this.#whenStillRunning(post, run.job, HELD_UP_MS, () => {
+      const at = post.thread.itemAt;
+      if (at === seenAt) onHeldUp(at);
+      else this.#watchItems(post, run, onHeldUp, at);
     });
   }
 
-  #replace(slot: Slot, error: LucidError): void {
-    const { job, thread } = slot;
-    this.#release(slot);
-    slot.thread = undefined;
-    slot.ready = false;
-    slot.deaths += 1;
-    this.#replaced += 1;
-    if (thread !== undefined) this.#end(thread);
-    const delayMs = restartDelayMs(slot.deaths);
-    slot.restartTimer = setTimeout(() => this.#start(slot), delayMs);
-    job?.reject(error);
-    this.#options.log?.({ kind: "thread-replaced", thread: slot.number, error, delayMs });
+  #settle(post: Post, reply: Exclude<ThreadReply, { state: "ready" }>): void {
+    const job = post.run?.job;
+    if (job === undefined || reply.id !== job.id) {
+      this.#replace(
+        post,
+        new LucidError("THREAD_CRASHED", "CPU thread answered a job that it was not given"),
+      );
+      return;
+    }
+    release(post);
+    if (this.#aside.delete(post)) this.#comeBack(post);
+    const slot = this.#slotOf(post);
+    if (slot !== undefined) slot.deaths = 0;
+    if (reply.state === "failed") job.reject(new LucidError(reply.code, reply.message));
+    else job.resolve(reply.result);
+    this.#dispatch();
   }
 
-  #release(slot: Slot): void {
-    clearTimeout(slot.jobTimer);
-    slot.jobTimer = undefined;
-    slot.job = undefined;
+  #onTimeout(post: Post, job: Job): void {
+    const text = `job took longer than ${job.timeoutMs} ms in its CPU thread, which is replaced`;
+    this.#replace(post, new LucidError("THREAD_TIMEOUT", text));
+  }
+
+  /** The thread keeps its job, until it answers or the job's time is over; a successor comes into its slot. */
+  #setAside(post: Post): void {
+    const slot = this.#slotOf(post);
+    if (slot === undefined || this.#aside.size >= this.#slots.length) return;
+    this.#aside.add(post);
+    this.#start(slot);
+  }
+
+  /** It was slow, and no more than that: of itself and a successor that has nothing to do yet, the one with the warm code stays. */
+  #comeBack(post: Post): void {
+    const slot = this.#slots[post.number];
+    const successor = slot?.post;
+    if (slot === undefined || successor?.run !== undefined) return this.#end(post.thread);
+    clearTimeout(slot.restartTimer);
+    if (successor !== undefined) this.#end(successor.thread);
+    slot.post = post;
+  }
+
+  #replace(post: Post, error: LucidError): void {
+    const job = post.run?.job;
+    release(post);
+    this.#replaced += 1;
+    this.#end(post.thread);
+    this.#aside.delete(post);
+    const slot = this.#slotOf(post);
+    const delayMs = slot === undefined ? 0 : this.#restart(slot);
+    job?.onHeldUp?.(post.thread.itemAt);
+    job?.reject(error);
+    this.#options.log?.({ kind: "thread-replaced", thread: post.number, error, delayMs });
+  }
+
+  /** Returns the milliseconds after which another thread is started here. */
+  #restart(slot: Slot): number {
+    slot.post = undefined;
+    slot.deaths += 1;
+    const delayMs = restartDelayMs(slot.deaths);
+    slot.restartTimer = setTimeout(() => this.#start(slot), delayMs);
+    return delayMs;
+  }
+
+  #slotOf(post: Post): Slot | undefined {
+    return this.#slots.find((slot) => slot.post === post);
   }
 
   #cancel(job: Job, signal: AbortSignal | undefined): void {
@@ -319,20 +366,28 @@ export class CpuThreads {
 
   async #endAll(): Promise<void> {
     for (const job of this.#waiting.splice(0)) job.reject(closed());
-    for (const slot of this.#slots) {
-      clearTimeout(slot.restartTimer);
-      slot.job?.reject(closed());
-      this.#release(slot);
-      slot.ready = false;
-      if (slot.thread !== undefined) this.#end(slot.thread);
-      slot.thread = undefined;
+    for (const slot of this.#slots) clearTimeout(slot.restartTimer);
+    const posts = [...this.#slots.flatMap(({ post }) => (post === undefined ? [] : [post])), ...this.#aside];
+    for (const post of posts) {
+      post.run?.job.reject(closed());
+      release(post);
+      this.#end(post.thread);
     }
+    for (const slot of this.#slots) slot.post = undefined;
+    this.#aside.clear();
     await Promise.all(this.#ending);
   }
 }
 
-function isGathered({ payload, compression: { algorithm, level } }: SealRequest): boolean {
-  return payload.byteLength <= GATHERED_PAYLOAD_BYTES_MAX && level <= GATHERED_LEVEL_MAX[algorithm];
+function setAsideMs({ timeoutMs }: Job): number {
+  return Math.max(timeoutMs * SET_ASIDE_SHARE, SET_ASIDE_MS_MIN);
+}
+
+function release(post: Post): void {
+  clearTimeout(post.run?.timeout);
+  clearTimeout(post.run?.setAside);
+  clearTimeout(post.run?.heldUp);
+  post.run = undefined;
 }
 
 function restartDelayMs(deaths: number): number {
