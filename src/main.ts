@@ -344,7 +344,11 @@ const LISTEN_TROUBLE: Readonly<Record<string, string>> = {
 };
 
 async function openMongo(config: Config, log: Log): Promise<MongoConnection> {
-  const mongo = await connectMongo({ url: config.mongodb.url.reveal(), appName: SERVICE });
+  const mongo = await connectMongo({
+    url: config.mongodb.url.reveal(),
+    appName: SERVICE,
+    onDeaf: () => log.event("mongodb_client_renewed", {}),
+  });
   try {
     for (const warning of await ensureIndexes(mongo)) log.event("config_warning", { warning });
     log.event("connected", { what: (await mongo.serverLabel()).text });

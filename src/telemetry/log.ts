@@ -281,6 +281,11 @@ export const LOG_EVENTS = {
     optional: ["stage"],
     limitBy: "what",
   },
+  mongodb_client_renewed: {
+    level: "warn",
+    message: "MongoDB's driver stopped looking for the server, connecting anew",
+    fields: [],
+  },
   sidecar_error: { level: "warn", message: "health endpoint error", fields: ["err"], limitBy: "err" },
   lines_suppressed: {
     level: "warn",

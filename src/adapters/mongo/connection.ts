@@ -9,6 +9,7 @@ import {
   ReadConcern,
   Timestamp,
 } from "mongodb";
+import { type Abortable, WatchedClient, type WatchedClientLimits } from "./watched-client.ts";
 import { addressError, connectError, DUPLICATE_KEY, storeError, writeItemError } from "./errors.ts";
 
 /** Contract §4: the database of a MONGODB_URL that names none. */
@@ -18,8 +19,17 @@ const SERVER_SELECTION_MS = 3_000;
 const CONNECT_MS = 5_000;
 /** A server that accepts bytes and never answers (a black hole, a frozen machine) becomes STORE_UNAVAILABLE. */
 const SOCKET_MS = 30_000;
-const POOL_WAIT_MS = 30_000;
-const CLOSE_MS = 5_000;
+const POOL_WAIT_MS = 10_000;
+const HEARTBEAT_PAUSE_MS = 10_000;
+const WATCH: WatchedClientLimits = {
+  operationMs: SERVER_SELECTION_MS + POOL_WAIT_MS + SOCKET_MS + 2_000,
+  // Its connection is closed by then, or answers.
+  afterOutageMs: 5_000,
+  // The driver gives connecting, the handshake and the answer so much time each.
+  heartbeatMs: 2 * CONNECT_MS + 2_000,
+  awaitedHeartbeatMs: CONNECT_MS + HEARTBEAT_PAUSE_MS + 2_000,
+  closeMs: 5_000,
+};
 /**
  * MAX_WORKERS goes up to 50. Most calls are gathered (coalesce.ts), so only large blobs and tree heads of different
  * sessions want a connection each; connections are made when they are needed.
@@ -47,6 +57,7 @@ const OPTIONS: MongoClientOptions = {
   retryReads: false,
   serverSelectionTimeoutMS: SERVER_SELECTION_MS,
   connectTimeoutMS: CONNECT_MS,
+  heartbeatFrequencyMS: HEARTBEAT_PAUSE_MS,
   socketTimeoutMS: SOCKET_MS,
   waitQueueTimeoutMS: POOL_WAIT_MS,
   maxPoolSize: POOL_SIZE_MAX,
@@ -67,6 +78,10 @@ export interface ConnectOptions {
   readonly appName: string;
   /** Called with the name of each command that the driver sends, for counting; costs a second decoding of each reply. */
   readonly onCommand?: (name: string) => void;
+  /** Called when the driver has stopped looking for a server and the client is connected anew. */
+  readonly onDeaf?: () => void;
+  /** For tests of a driver that doesn't answer. */
+  readonly limits?: Partial<WatchedClientLimits>;
 }
 
 export interface ServerLabel {
@@ -101,18 +116,20 @@ interface RawWriteError {
  * Connects, or fails within seconds: STORE_UNAVAILABLE when no server answers, CONFIG_INVALID when the address or the
  * credentials can't be right. Options in the URL can't weaken the write and read concerns.
  */
-export async function connectMongo({ url, appName, onCommand }: ConnectOptions): Promise<MongoConnection> {
+export async function connectMongo(options: ConnectOptions): Promise<MongoConnection> {
+  const { url, appName, onCommand, onDeaf = () => undefined, limits } = options;
   const client = newClient(url, { ...OPTIONS, appName, monitorCommands: onCommand !== undefined });
   if (onCommand !== undefined) client.on("commandStarted", ({ commandName }) => onCommand(commandName));
+  const watched = new WatchedClient(client, { ...WATCH, ...limits }, onDeaf);
   try {
     await client.connect();
-    const connection = new MongoConnection(client, client.db(databaseOf(url), CONCERNS));
+    const connection = new MongoConnection(client, watched, client.db(databaseOf(url), CONCERNS));
     // Tells, over a replica set, at what time of its history this process begins.
     await connection.ping();
     return connection;
   } catch (thrown) {
     // Its monitors would go on looking for the server and keep the process alive.
-    await client.close().catch(() => undefined);
+    await watched.close().catch(() => undefined);
     throw connectError(thrown);
   }
 }
@@ -127,7 +144,7 @@ function newClient(url: string, options: MongoClientOptions): MongoClient {
 }
 
 /** Goes into the options of each operation of the driver. */
-export interface ReadOptions {
+export interface ReadOptions extends Abortable {
   readonly session?: ClientSession;
 }
 
@@ -148,15 +165,21 @@ export interface ReadOptions {
  */
 export class MongoConnection {
   readonly db: Db;
-  readonly #client: MongoClient;
+  readonly #client: Pick<MongoClient, "startSession">;
+  readonly #watched: Pick<WatchedClient, "run" | "close">;
   #commands = 0;
   /** The latest time of the cluster's history that a reply has told; absent on a standalone server. */
   #latest: Timestamp | undefined;
   /** The latest reading of the cluster's clock, signed by it. */
   #clusterTime: ClusterTime | undefined;
 
-  constructor(client: MongoClient, db: Db) {
+  constructor(
+    client: Pick<MongoClient, "startSession">,
+    watched: Pick<WatchedClient, "run" | "close">,
+    db: Db,
+  ) {
     this.#client = client;
+    this.#watched = watched;
     this.db = db;
   }
 
@@ -166,10 +189,10 @@ export class MongoConnection {
   }
 
   /** Runs an operation of the driver that is one command. */
-  async run<Result>(operation: () => Promise<Result>): Promise<Result> {
+  async run<Result>(operation: (abortable: Abortable) => Promise<Result>): Promise<Result> {
     this.#commands += 1;
     try {
-      return await operation();
+      return await this.#watched.run(operation);
     } catch (thrown) {
       throw storeError(thrown);
     }
@@ -177,15 +200,16 @@ export class MongoConnection {
 
   /** As `run`, for a read of one command: it sees at least what this process has written and read before. */
   async read<Result>(operation: (options: ReadOptions) => Promise<Result>): Promise<Result> {
-    return this.run(() => this.#inSession(true, operation));
+    return this.run((abortable) => this.#inSession(true, abortable, operation));
   }
 
   /** `asksForLatest`: in a state of the data that is not older than what this process knows. */
   async #inSession<Result>(
     asksForLatest: boolean,
+    { signal }: Abortable,
     operation: (options: ReadOptions) => Promise<Result>,
   ): Promise<Result> {
-    if (this.#latest === undefined) return operation({});
+    if (this.#latest === undefined) return operation({ signal });
     // Of the client's pool of sessions: nothing is sent to begin or to end it.
     const session = this.#client.startSession({ causalConsistency: asksForLatest });
     try {
@@ -193,7 +217,7 @@ export class MongoConnection {
       // The driver tells a server only the cluster time that it has heard on the same connection. One whose clock is behind
       // would refuse to wait for a time that it takes for the future.
       if (this.#clusterTime !== undefined) session.clusterTime = this.#clusterTime;
-      return await operation({ session });
+      return await operation({ session, signal });
     } finally {
       this.#hear(session.clusterTime);
       this.#advance(session.operationTime);
@@ -219,8 +243,8 @@ export class MongoConnection {
    * tells the fate of each item. Duplicate keys are returned, any other failure of an item is thrown.
    */
   async write(command: Document): Promise<WriteReply> {
-    const reply = await this.run(() =>
-      this.#inSession(false, (options) =>
+    const reply = await this.run((abortable) =>
+      this.#inSession(false, abortable, (options) =>
         this.db.command({ ...command, writeConcern: WRITE_CONCERN }, options),
       ),
     );
@@ -235,27 +259,23 @@ export class MongoConnection {
   }
 
   async ping(): Promise<void> {
-    const reply = await this.run(() => this.db.command({ ping: 1 }));
+    const reply = await this.run(({ signal }) => this.db.command({ ping: 1 }, { signal }));
     this.#advance(reply["operationTime"]);
   }
 
   async serverLabel(): Promise<ServerLabel> {
-    const info = await this.run(() => this.db.admin().command({ buildInfo: 1 }));
+    const info = await this.run(({ signal }) => this.db.admin().command({ buildInfo: 1 }, { signal }));
     // mongo-java-server answers with the version that its launcher makes up, and without a build's commit.
     if (typeof info["gitVersion"] === "string") return { text: `MongoDB ${info["version"]}`, standIn: false };
     return { text: "mongo-java-server, a stand-in that loses its data and is no MongoDB", standIn: true };
   }
 
-  /** Ends within CLOSE_MS also when the server is gone; calls that are under way fail with STORE_UNAVAILABLE. */
+  /** Ends within seconds also when the server is gone; calls that are under way fail with STORE_UNAVAILABLE. */
   async close(): Promise<void> {
-    const late = Promise.withResolvers<void>();
-    const timer = setTimeout(late.resolve, CLOSE_MS);
     try {
-      await Promise.race([this.#client.close(), late.promise]);
+      await this.#watched.close();
     } catch (thrown) {
       throw storeError(thrown);
-    } finally {
-      clearTimeout(timer);
     }
   }
 }

@@ -1,0 +1,167 @@
+import type { Socket } from "node:net";
+import { afterEach, expect, test, vi } from "vitest";
+import {
+  type ConnectOptions,
+  connectMongo,
+  type MongoConnection,
+} from "../../src/adapters/mongo/connection.ts";
+import { mongoStores } from "../conformance/stores.ts";
+import { leafIndex, sessionId } from "../../src/core/ids.ts";
+import { chunk, newSession } from "../support/memory/records.ts";
+import { testServers } from "../support/servers.ts";
+
+/*
+ * The driver waits for ever for the `drain` of a socket that has closed without an error. Whether a close comes in that moment is a
+ * matter of microseconds, so these tests bring it about inside the driver.
+ */
+
+const servers = testServers();
+const LONG_MS = 60_000;
+const SHORT_MS = 300;
+const withCode = (code: string): unknown => expect.objectContaining({ code });
+
+/** What the driver keeps to itself. */
+interface DriverServer {
+  readonly pool: { readonly connections: Set<{ readonly socket: Socket }>; clear(): void };
+  readonly monitor: {
+    readonly s: { readonly state: string };
+    readonly connection: { readonly socket: Socket };
+    requestCheck(): void;
+  };
+}
+
+const opened: MongoConnection[] = [];
+
+async function connection(options: Partial<ConnectOptions> = {}): Promise<MongoConnection> {
+  // Heartbeats of which the server answers each at once: when one is on its way can be known.
+  const url = new URL(servers.mongodbUrl);
+  url.searchParams.set("serverMonitoringMode", "poll");
+  const mongo = await connectMongo({ url: url.href, appName: "deaf", ...options });
+  opened.push(mongo);
+  return mongo;
+}
+
+function driverServer(mongo: MongoConnection): DriverServer {
+  const { client } = mongo.db as unknown as {
+    readonly client: { readonly topology: { readonly s: { readonly servers: Map<string, DriverServer> } } };
+  };
+  const [server] = client.topology.s.servers.values();
+  if (server === undefined) throw new Error("the driver knows no server");
+  return server;
+}
+
+/** From now on what is written waits in the process, until the socket closes without a word. */
+function stall(socket: Socket): void {
+  socket.write = () => false;
+}
+
+function stallPool(mongo: MongoConnection): readonly Socket[] {
+  const sockets = [...driverServer(mongo).pool.connections].map(({ socket }) => socket);
+  for (const socket of sockets) stall(socket);
+  return sockets;
+}
+
+/** Returns when the driver waits for an answer that doesn't come. */
+async function loseHeartbeat(mongo: MongoConnection): Promise<void> {
+  const { monitor } = driverServer(mongo);
+  await vi.waitFor(() => expect(monitor.s.state).toBe("idle"));
+  const { socket } = monitor.connection;
+  stall(socket);
+  await vi.waitFor(() => {
+    monitor.requestCheck();
+    expect(monitor.s.state).toBe("monitoring");
+  }, 5_000);
+  socket.destroy();
+}
+
+afterEach(async () => {
+  await Promise.all(opened.splice(0).map((mongo) => mongo.close()));
+});
+
+test("an operation that the driver forgets is given up when its time is over, and the next one succeeds", async () => {
+  const mongo = await connection({ limits: { operationMs: SHORT_MS } });
+  const [socket] = stallPool(mongo);
+  const lost = mongo.ping();
+  socket?.destroy();
+  await expect(lost).rejects.toThrow(withCode("STORE_UNAVAILABLE"));
+  await expect(mongo.ping()).resolves.toBeUndefined();
+});
+
+test("every kind of operation can be given up", async () => {
+  const mongo = await connection({ limits: { operationMs: SHORT_MS } });
+  const { sessions, chunks, blobs, tiles } = mongoStores(mongo);
+  const id = sessionId(servers.sessionId("given-up"));
+  const operations = [
+    () => sessions.find(id),
+    () => sessions.create(newSession(id)),
+    () => chunks.contiguousLeaves(id, leafIndex(0), 10),
+    () => chunks.originalBytesFrom(id, 0),
+    () => chunks.insert(chunk(id, 0)),
+    () => blobs.read(`${id}:0:a`),
+    () => tiles.read(id, 0, 0),
+  ];
+  for (const operation of operations) {
+    await mongo.ping();
+    const sockets = stallPool(mongo);
+    await expect(operation(), operation.toString()).rejects.toThrow(withCode("STORE_UNAVAILABLE"));
+    for (const socket of sockets) socket.destroy();
+  }
+});
+
+test("one that is under way when the driver gives its connections up is not waited for much longer", async () => {
+  const mongo = await connection({ limits: { operationMs: LONG_MS, afterOutageMs: SHORT_MS } });
+  stallPool(mongo);
+  const lost = mongo.ping();
+  await Promise.resolve();
+  driverServer(mongo).pool.clear();
+  await expect(lost).rejects.toThrow(withCode("STORE_UNAVAILABLE"));
+});
+
+test("a client whose heartbeat is forgotten is connected anew, and its stores go on", async () => {
+  const onDeaf = vi.fn<() => void>();
+  const mongo = await connection({ onDeaf, limits: { operationMs: LONG_MS, heartbeatMs: SHORT_MS } });
+  const stores = mongoStores(mongo);
+  const id = sessionId(servers.sessionId("deaf"));
+  await stores.sessions.create(newSession(id));
+  const before = driverServer(mongo);
+  await loseHeartbeat(mongo);
+  await vi.waitFor(() => expect(onDeaf).toHaveBeenCalledTimes(1), 5_000);
+  await vi.waitFor(async () => expect(await stores.sessions.find(id)).toMatchObject({ id }), 5_000);
+  expect(driverServer(mongo)).not.toBe(before);
+  expect(onDeaf).toHaveBeenCalledTimes(1);
+});
+
+test("what is under way then fails with STORE_UNAVAILABLE", async () => {
+  const mongo = await connection({ limits: { operationMs: LONG_MS, heartbeatMs: SHORT_MS } });
+  stallPool(mongo);
+  const lost = mongo.ping();
+  const outcome = Promise.allSettled([lost]);
+  await loseHeartbeat(mongo);
+  expect(await outcome).toMatchObject([{ reason: { code: "STORE_UNAVAILABLE" } }]);
+});
+
+test("close ends a client that is being connected anew", async () => {
+  const { promise: deaf, resolve } = Promise.withResolvers<void>();
+  const mongo = await connection({
+    onDeaf: resolve,
+    limits: { operationMs: LONG_MS, heartbeatMs: SHORT_MS },
+  });
+  await loseHeartbeat(mongo);
+  await deaf;
+  await mongo.close();
+  await expect(mongo.ping()).rejects.toThrow(withCode("STORE_UNAVAILABLE"));
+});
+
+test("heartbeats that are answered disturb nothing", async () => {
+  const onDeaf = vi.fn<() => void>();
+  const mongo = await connection({ onDeaf, limits: { heartbeatMs: 2_000 } });
+  const { monitor } = driverServer(mongo);
+  for (let at = 0; at < 5; at++) {
+    await vi.waitFor(() => {
+      expect(monitor.s.state).toBe("idle");
+      monitor.requestCheck();
+    });
+    await mongo.ping();
+  }
+  expect(onDeaf).not.toHaveBeenCalled();
+});
