@@ -96,6 +96,17 @@ describe("a server that is back", () => {
     ]);
   });
 
+  test("is not told of an outage that nobody has met for long", () => {
+    const { observer, clock, linesOf } = observed();
+    observer.report(away("events.publish", 0));
+    clock.advance(86_400_000);
+    observer.report(back("events.publish", 86_400));
+    observer.report(away("events.mark", 0));
+    clock.advance(2_000);
+    observer.report(back("events.mark", 2));
+    expect(linesOf("store_recovered")).toMatchObject([{ duration_ms: 2_000 }]);
+  });
+
   test("after an outage that nobody waited out has the time of its own outage", () => {
     const { observer, clock, linesOf } = observed();
     observer.report(away("events.publish", 0));

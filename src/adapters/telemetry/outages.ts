@@ -37,7 +37,10 @@ export class Outages {
     const outage = this.#current.get(what);
     if (outage === undefined) return;
     this.#current.delete(what);
-    const duration_ms = Math.round(this.#clock.monotonicMs() - outage.sinceMs);
+    const nowMs = this.#clock.monotonicMs();
+    // Whoever noticed it gave up since, or waited for something else: when it ended isn't known.
+    if (nowMs - outage.noticedMs > SILENCE_MS_MAX) return;
+    const duration_ms = Math.round(nowMs - outage.sinceMs);
     this.#log.event("store_recovered", { what, stage, duration_ms });
   }
 }
