@@ -5,8 +5,10 @@ import type { BackgroundWork } from "./relay-events.ts";
 
 /** Sessions that are kept in mind. */
 const SESSIONS_MAX = 1_024;
-/** Leaves that wait for an earlier one, of all sessions; what is beyond is read from the store, as another worker's. */
-const LEAVES_MAX = 4_096;
+/** Leaves of one session that wait for an earlier one; what is beyond is read from the store, as another worker's. */
+const LEAVES_MAX = 1_024;
+/** Of all sessions: what has gone unused for longest is forgotten first. */
+const LEAVES_OF_ALL_MAX = 4_096;
 /** A tree that hasn't grown for so long is read again: to grow it unread would cost a look afterwards for every chunk. */
 const BUSY_MS = 250;
 /** A tree that grew unread, and then didn't grow for this long, is looked at. */
@@ -38,10 +40,14 @@ export class OwnGrowth {
   }
 
   committed(session: SessionId, { index, leafHash, originalBytes, storedBytes }: CommittedLeaf): void {
-    if (this.#leaves >= LEAVES_MAX) return;
-    const { leaves } = this.#own(session);
-    if (!leaves.has(index)) this.#leaves += 1;
+    const { leaves } = this.#use(session);
+    if (leaves.size >= LEAVES_MAX || leaves.has(index)) return;
     leaves.set(index, { index, leafHash, originalBytes, storedBytes });
+    this.#leaves += 1;
+    for (const unused of this.#sessions.values()) {
+      if (this.#leaves <= LEAVES_OF_ALL_MAX) return;
+      this.#forgetLeaves(unused);
+    }
   }
 
   /** Gives the head out once: whoever grows it keeps the next one, whoever loses the race doesn't. */
@@ -53,7 +59,7 @@ export class OwnGrowth {
   }
 
   keepHead(head: SessionRecord): void {
-    const own = this.#own(head.id);
+    const own = this.#use(head.id);
     own.head = head;
     own.headAtMs = this.#clock.monotonicMs();
   }
@@ -88,22 +94,27 @@ export class OwnGrowth {
     return true;
   }
 
-  #own(session: SessionId): Own {
-    const known = this.#sessions.get(session);
-    if (known !== undefined) return known;
-    const own: Own = {
+  /** What is used comes last in the map's order. */
+  #use(session: SessionId): Own {
+    const own = this.#sessions.get(session) ?? {
       head: undefined,
       headAtMs: Number.NEGATIVE_INFINITY,
-      leaves: new Map(),
+      leaves: new Map<number, CommittedLeaf>(),
       hasGrownUnread: false,
     };
+    this.#sessions.delete(session);
     this.#sessions.set(session, own);
     const [oldest] = this.#sessions;
     if (this.#sessions.size > SESSIONS_MAX && oldest !== undefined) {
-      this.#leaves -= oldest[1].leaves.size;
+      this.#forgetLeaves(oldest[1]);
       this.#sessions.delete(oldest[0]);
     }
     return own;
+  }
+
+  #forgetLeaves({ leaves }: Own): void {
+    this.#leaves -= leaves.size;
+    leaves.clear();
   }
 }
 

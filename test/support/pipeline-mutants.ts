@@ -369,6 +369,10 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
     edits: [{ file: GROWTH, from: "    if (!this.#stopped.aborted) await advance(session);\n", to: "" }],
   },
   {
+    name: "a tree that grew unread is looked at once in the life of a process",
+    edits: [{ file: GROWTH, from: "    this.#awaited.delete(session);\n", to: "" }],
+  },
+  {
     name: "a leaf counts as committed before it is",
     edits: [
       { file: PROCESS, from: COMMIT, to: `  pipeline.growth.committed(chunk.sessionId, chunk);\n${COMMIT}` },

@@ -41,6 +41,9 @@ const TRIES_MAX = 40;
 const STEPS_MAX = 60_000;
 const RUSH_MS = 250;
 const CALM_CHANCE = 0.25;
+/** Longer than a burst of chunks and the look that follows it. */
+const CALM_PAUSE_MS = 5_000;
+const CALM_BURST_CHUNKS = 8;
 /** For a look at what a tree that grew unread has passed over, and for the run after it, at the slowest. */
 const LATER_LOOKS_MS = 10_000;
 /** The commit point has the most to lose. */
@@ -110,7 +113,8 @@ class Simulation {
     this.#faultRate = chance.pick([0.01, 0.03, 0.1]);
     this.#sweepMs = chance.between(700, 2_500);
     this.#emptiesRedis = seededRandom(seed ^ 0xf1a5).chance(0.3);
-    const workers = chance.between(1, 3);
+    // Alone, a worker leaves nothing of others behind.
+    const workers = chance.between(this.#isCalm ? 2 : 1, 3);
     const hooks: WorldHooks = {
       fault: (call) => {
         this.#trace.push(`${this.#world.time.nowMs} ${call.worker.name} ${call.port}.${call.method}`);
@@ -221,9 +225,11 @@ class Simulation {
     const random = this.#random;
     // A rush: the end is announced while chunks within and beyond it are under way everywhere.
     const isRush = random.chance(0.3);
-    const chunks = random.between(1, isRush ? 4 : 9);
+    const chunks = this.#isCalm ? random.between(8, 24) : random.between(1, isRush ? 4 : 9);
     for (let index = 0; index < chunks; index++) {
       this.#submitChunk(session, index, {
+        // In a calm history in bursts: what was looked at after one of them has to be looked at again after the next.
+        fromMs: this.#isCalm ? CALM_PAUSE_MS * Math.floor(index / CALM_BURST_CHUNKS) : 0,
         withinMs: isRush ? RUSH_MS : 2_000,
         copies: random.chance(0.3) ? random.between(2, 4) : 1,
       });
@@ -312,6 +318,7 @@ class Simulation {
     session: SessionId,
     index: number,
     how: {
+      readonly fromMs?: number;
       readonly withinMs: number;
       readonly copies?: number;
       readonly forged?: "bytes" | "id";
@@ -339,7 +346,7 @@ class Simulation {
         ...shared,
         source: isReference ? { kind: "reference", ref } : { kind: "inline", bytes },
       };
-      this.#submit({ kind: "chunk", job, bytes }, `${name} #${copy}`, how.withinMs, () => {
+      this.#submit({ kind: "chunk", job, bytes }, `${name} #${copy}`, how, () => {
         if (!isReference || (copy > 0 && !isResent)) return;
         this.#world.stores.payloads.put(session, ref, bytes);
         this.#witness.payloadOf(ref, job);
@@ -353,10 +360,15 @@ class Simulation {
       chunkCount,
       details: { manifestType: "session_recording" },
     };
-    this.#submit({ kind: "finalize", job }, `${session} finalize ${chunkCount}`, withinMs);
+    this.#submit({ kind: "finalize", job }, `${session} finalize ${chunkCount}`, { withinMs });
   }
 
-  #submit(work: SimulatedJob["work"], name: string, withinMs: number, arrive?: () => void): void {
+  #submit(
+    work: SimulatedJob["work"],
+    name: string,
+    { fromMs = 0, withinMs }: { readonly fromMs?: number; readonly withinMs: number },
+    arrive?: () => void,
+  ): void {
     const job: SimulatedJob = {
       name,
       work,
@@ -367,7 +379,7 @@ class Simulation {
       code: undefined,
     };
     this.#submissionsLeft += 1;
-    this.#world.time.after(this.#random.between(0, withinMs), () => {
+    this.#world.time.after(fromMs + this.#random.between(0, withinMs), () => {
       this.#submissionsLeft -= 1;
       this.#jobs.push(job);
       arrive?.();

@@ -64,26 +64,42 @@ describe("OwnGrowth", () => {
     expect(indices(growth.leavesFrom(A, 4, 10))).toEqual([4]);
   });
 
-  test("keeps a bounded number of leaves, and takes more again when some have gone", async () => {
+  test("keeps a bounded number of a session's leaves, and takes more again when some have gone", async () => {
     const growth = await growthOf(A);
-    for (let index = 0; index < 5_000; index++) growth.committed(A, leaf(index));
+    for (let index = 0; index < 2_000; index++) growth.committed(A, leaf(index));
     const kept = growth.leavesFrom(A, 0, 10_000).length;
-    expect(kept).toBe(4_096);
+    expect(kept).toBe(1_024);
     growth.reached(await recordOfSize(A, kept), true);
     growth.committed(A, leaf(kept));
     expect(indices(growth.leavesFrom(A, kept, 10))).toEqual([kept]);
   });
 
-  test("forgets the session that it has known for longest", async () => {
-    const growth = new OwnGrowth(clock);
-    const names = Array.from({ length: 1_025 }, (_, count) => `sess-${count}` as SessionId);
-    for (const name of names) {
+  test("keeps a bounded number of all sessions' leaves: those that wait for a lost chunk make room for a busy session's", async () => {
+    const gaps = Array.from({ length: 4 }, (_, count) => `sess-gap-${count}` as SessionId);
+    const growth = await growthOf(...gaps, A);
+    for (const gap of gaps) for (let index = 1; index <= 1_024; index++) growth.committed(gap, leaf(index));
+    for (let index = 0; index < 1_000; index++) growth.committed(A, leaf(index));
+    expect(growth.leavesFrom(A, 0, 2_000)).toHaveLength(1_000);
+    const left = gaps.map((gap) => growth.leavesFrom(gap, 1, 2_000).length);
+    expect(left).toEqual([0, 1_024, 1_024, 1_024]);
+    // Whose leaves were forgotten can go on.
+    growth.committed(gaps[0] as SessionId, leaf(0));
+    expect(indices(growth.leavesFrom(gaps[0] as SessionId, 0, 10))).toEqual([0]);
+  });
+
+  test("forgets the session that has gone unused for longest", async () => {
+    const growth = await growthOf(A);
+    const names = Array.from({ length: 1_024 }, (_, count) => `sess-${count}` as SessionId);
+    growth.committed(A, leaf(0));
+    for (const [count, name] of names.entries()) {
       growth.committed(name, leaf(0));
       growth.keepHead(await recordOfSize(name, 0));
+      growth.committed(A, leaf(count + 1));
     }
     const known = names.filter((name) => growth.leavesFrom(name, 0, 1).length === 1);
     expect(known).toEqual(names.slice(1));
     expect(growth.takeHead(names[0] as SessionId)).toBeUndefined();
+    expect(growth.leavesFrom(A, 0, 2_000)).toHaveLength(1_024);
   });
 
   test("tells once that a tree has grown unread", async () => {
@@ -165,6 +181,17 @@ describe("a leaf of another worker, committed while the tree grew unread", () =>
     const stage = await leftBehind();
     await stage.wait(300);
     expect(await stage.record()).toMatchObject({ tree: { size: 3 } });
+  });
+
+  test("gets there the second time as well", async () => {
+    const stage = await leftBehind();
+    await stage.wait(600);
+    await stage.process(stage.chunkJob(3));
+    await stage.process(stage.chunkJob(5), stage.worker(1));
+    await stage.processFirst(stage.chunkJob(4));
+    expect(await stage.record()).toMatchObject({ tree: { size: 5 } });
+    await stage.wait(600);
+    expect(await stage.record()).toMatchObject({ tree: { size: 6 } });
   });
 
   test("doesn't keep the session from being sealed", async () => {
