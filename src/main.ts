@@ -417,7 +417,9 @@ async function untilReady(
 ): Promise<boolean> {
   const told = new Set<string>();
   while (!stop.aborted) {
-    const failing = await health.failing();
+    // Its checks may take seconds, and a stop doesn't wait for them.
+    const failing = await unlessAborted(health.failing(), stop);
+    if (failing === undefined) return false;
     if (failing.length === 0) return true;
     for (const { name, detail } of failing) {
       if (!told.has(name)) log.event("not_ready", { what: name, reason: detail, port });
@@ -571,6 +573,21 @@ class StopRequest {
   release(): void {
     process.off("SIGTERM", this.#onSignal);
     process.off("SIGINT", this.#onSignal);
+  }
+}
+
+async function unlessAborted<Result>(
+  work: Promise<Result>,
+  signal: AbortSignal,
+): Promise<Result | undefined> {
+  if (signal.aborted) return undefined;
+  const aborted = Promise.withResolvers<undefined>();
+  const onAbort = (): void => aborted.resolve(undefined);
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    return await Promise.race([work, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
   }
 }
 

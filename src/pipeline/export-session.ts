@@ -71,6 +71,13 @@ export async function findExportable(
   const { root = new Uint8Array(0), size } = session.tree;
   const text = (await manifests.find(manifestId(id, sealedSession(session).manifestType)))?.text;
   const { checkpoint } = session;
+  // A checkpoint of the sealed tree was signed together with a manifest.
+  if (text === undefined && checkpoint?.size === size) {
+    throw new LucidError(
+      "MANIFEST_INVALID",
+      "the session's signed manifest is gone from the database; run fsck on the session where LUCID_MANIFEST_PATH is mounted",
+    );
+  }
   if (text === undefined && session.closed) {
     throw new LucidError(
       "MANIFEST_INVALID",

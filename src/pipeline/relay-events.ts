@@ -29,8 +29,9 @@ export class BackgroundWork {
     void guarded.finally(() => this.#running.delete(guarded));
   }
 
+  /** Also of what the work adds: a later look may seal a session, which then is closed. */
   async settled(): Promise<void> {
-    await Promise.all(this.#running);
+    while (this.#running.size > 0) await Promise.all(this.#running);
   }
 }
 

@@ -107,10 +107,6 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
     ],
   },
   {
-    name: "an own head is believed without proof",
-    edits: [{ file: INTEGRATE, from: "if (!isUnproven) return {", to: "return {" }],
-  },
-  {
     name: "a request during a run is content with that run",
     edits: [
       {
@@ -371,6 +367,23 @@ export const PIPELINE_MUTANTS: readonly Mutant[] = [
   {
     name: "a tree that grew unread is looked at once in the life of a process",
     edits: [{ file: GROWTH, from: "    this.#awaited.delete(session);\n", to: "" }],
+  },
+  {
+    name: "a chunk whose insert's reply was lost is announced and not integrated",
+    edits: [
+      {
+        file: PROCESS,
+        from: "if (winner?.blobId === own.blobId) return finishCommitted(pipeline, job, winner, signal);",
+        to: `if (winner?.blobId === own.blobId) {
+    const known = await pipeline.sessions.find(job.sessionId);
+    if (known?.expectedCount === undefined) {
+      await relayChunkCompleted(pipeline, winner, signal);
+      return winner;
+    }
+    return finishCommitted(pipeline, job, winner, signal);
+  }`,
+      },
+    ],
   },
   {
     name: "a leaf counts as committed before it is",

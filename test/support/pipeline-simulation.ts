@@ -41,11 +41,12 @@ const TRIES_MAX = 40;
 const STEPS_MAX = 60_000;
 const RUSH_MS = 250;
 const CALM_CHANCE = 0.25;
-/** Longer than a burst of chunks and the look that follows it. */
-const CALM_PAUSE_MS = 5_000;
-const CALM_BURST_CHUNKS = 8;
 /** For a look at what a tree that grew unread has passed over, and for the run after it, at the slowest. */
 const LATER_LOOKS_MS = 10_000;
+/** From burst to burst of a calm history: a burst and what follows it. */
+const CALM_PAUSE_MS = 15_000;
+const CALM_BURST_CHUNKS = 6;
+const CALM_BURSTS_MAX = 4;
 /** The commit point has the most to lose. */
 const COMMIT_FAULT_FACTOR = 4;
 /** Histories in which the sessions have a limit that some of their chunks are above. */
@@ -54,6 +55,12 @@ const LIMITED_CHANCE = 0.2;
 const PAYLOAD_BYTES_MAX = 90;
 /** Leaves that a tall session has from the beginning. */
 const TALL_LEAVES = 800;
+
+/** At a random time of this span. */
+interface Arrival {
+  readonly fromMs?: number;
+  readonly withinMs: number;
+}
 
 interface SimulatedJob {
   readonly name: string;
@@ -88,7 +95,7 @@ export async function simulatePipeline(seed: number): Promise<SimulationResult> 
 class Simulation {
   readonly #seed: number;
   readonly #emptiesRedis: boolean;
-  /** Nothing goes wrong, and nobody sweeps before the workers have had time to leave nothing behind. */
+  /** Nobody dies or freezes, and nobody sweeps before the workers have had time to leave nothing behind. */
   readonly #isCalm: boolean;
   readonly #random: SeededRandom;
   readonly #world: PipelineWorld;
@@ -109,7 +116,7 @@ class Simulation {
     this.#random = seededRandom(seed);
     const chance = seededRandom(seed ^ 0x5eed);
     this.#isCalm = seededRandom(seed ^ 0xca1f).chance(CALM_CHANCE);
-    this.#faultsLeft = this.#isCalm ? 0 : chance.between(1, 14);
+    this.#faultsLeft = chance.between(this.#isCalm ? 0 : 1, 14);
     this.#faultRate = chance.pick([0.01, 0.03, 0.1]);
     this.#sweepMs = chance.between(700, 2_500);
     this.#emptiesRedis = seededRandom(seed ^ 0xf1a5).chance(0.3);
@@ -138,7 +145,8 @@ class Simulation {
 
   async run(): Promise<SimulationResult> {
     await this.#plan();
-    if (!this.#isCalm) this.#sweepForever();
+    if (this.#isCalm) this.#checkBeforeBursts();
+    else this.#sweepForever();
     await this.#until(() => this.#submissionsLeft === 0 && this.#jobs.every(isDone), "the jobs");
     if (this.#isCalm) {
       let areLooksOver = false;
@@ -160,6 +168,14 @@ class Simulation {
       this.#checkOutcomes();
     }
     return this.#result();
+  }
+
+  #checkBeforeBursts(): void {
+    for (let burst = 1; burst < CALM_BURSTS_MAX; burst++) {
+      this.#world.time.after(burst * CALM_PAUSE_MS - 1, () => {
+        if (this.#jobs.every(isDone)) this.#witness.checkNothingLeftBehind();
+      });
+    }
   }
 
   #result(): SimulationResult {
@@ -197,14 +213,9 @@ class Simulation {
     const rate = this.#faultRate * (isCommit ? COMMIT_FAULT_FACTOR : 1);
     if (this.#faultsLeft === 0 || !chance.chance(rate)) return undefined;
     this.#faultsLeft -= 1;
-    const kinds: readonly Fault[] = [
-      "crash-before",
-      "crash-after",
-      "reply-lost",
-      "refused",
-      "ghost",
-      "freeze",
-    ];
+    const kinds: readonly Fault[] = this.#isCalm
+      ? ["reply-lost", "refused", "ghost"]
+      : ["crash-before", "crash-after", "reply-lost", "refused", "ghost", "freeze"];
     const fault = chance.pick(kinds);
     this.#faults[fault] = (this.#faults[fault] ?? 0) + 1;
     return fault;
@@ -225,7 +236,10 @@ class Simulation {
     const random = this.#random;
     // A rush: the end is announced while chunks within and beyond it are under way everywhere.
     const isRush = random.chance(0.3);
-    const chunks = this.#isCalm ? random.between(8, 24) : random.between(1, isRush ? 4 : 9);
+    const isLong = this.#isCalm && random.chance(0.6);
+    const chunks = isLong
+      ? random.between(2, CALM_BURSTS_MAX * CALM_BURST_CHUNKS)
+      : random.between(1, isRush ? 4 : 9);
     for (let index = 0; index < chunks; index++) {
       this.#submitChunk(session, index, {
         // In a calm history in bursts: what was looked at after one of them has to be looked at again after the next.
@@ -263,11 +277,14 @@ class Simulation {
 
   #planEnd(session: SessionId, chunks: number, isRush: boolean): void {
     const random = this.#random;
-    const withinMs = isRush ? RUSH_MS : random.pick([1_000, 2_500, 6_000]);
-    if (random.chance(0.9)) this.#submitFinalize(session, chunks, withinMs);
-    if (random.chance(0.2)) this.#submitFinalize(session, chunks, withinMs);
-    if (random.chance(0.3)) this.#submitFinalize(session, random.between(1, chunks), withinMs);
-    if (random.chance(0.1)) this.#submitFinalize(session, chunks + random.between(1, 2), withinMs);
+    const when = {
+      fromMs: this.#isCalm ? CALM_PAUSE_MS * random.between(0, CALM_BURSTS_MAX - 1) : 0,
+      withinMs: isRush ? RUSH_MS : random.pick([1_000, 2_500, 6_000]),
+    };
+    if (random.chance(0.9)) this.#submitFinalize(session, chunks, when);
+    if (random.chance(0.2)) this.#submitFinalize(session, chunks, when);
+    if (random.chance(0.3)) this.#submitFinalize(session, random.between(1, chunks), when);
+    if (random.chance(0.1)) this.#submitFinalize(session, chunks + random.between(1, 2), when);
   }
 
   /**
@@ -311,15 +328,13 @@ class Simulation {
     }
     for (const hole of holes)
       this.#submitChunk(session, hole, { withinMs: 1_000, copies: random.between(1, 3) });
-    if (random.chance(0.5)) this.#submitFinalize(session, TALL_LEAVES, 2_000);
+    if (random.chance(0.5)) this.#submitFinalize(session, TALL_LEAVES, { withinMs: 2_000 });
   }
 
   #submitChunk(
     session: SessionId,
     index: number,
-    how: {
-      readonly fromMs?: number;
-      readonly withinMs: number;
+    how: Arrival & {
       readonly copies?: number;
       readonly forged?: "bytes" | "id";
       readonly idOf?: number;
@@ -354,19 +369,19 @@ class Simulation {
     }
   }
 
-  #submitFinalize(session: SessionId, chunkCount: number, withinMs: number): void {
+  #submitFinalize(session: SessionId, chunkCount: number, when: Arrival): void {
     const job: FinalizeJob = {
       sessionId: session,
       chunkCount,
       details: { manifestType: "session_recording" },
     };
-    this.#submit({ kind: "finalize", job }, `${session} finalize ${chunkCount}`, { withinMs });
+    this.#submit({ kind: "finalize", job }, `${session} finalize ${chunkCount}`, when);
   }
 
   #submit(
     work: SimulatedJob["work"],
     name: string,
-    { fromMs = 0, withinMs }: { readonly fromMs?: number; readonly withinMs: number },
+    { fromMs = 0, withinMs }: Arrival,
     arrive?: () => void,
   ): void {
     const job: SimulatedJob = {

@@ -28,6 +28,7 @@ import {
 } from "../support/closing-world.ts";
 import { type Death, Died, Lifeline } from "../support/lifeline.ts";
 import { MemoryChunkStore } from "../support/memory/chunk-store.ts";
+import { MemoryManifestStore } from "../support/memory/manifest-store.ts";
 import { newSession } from "../support/memory/records.ts";
 
 const ID = "sess-closing" as SessionId;
@@ -137,6 +138,16 @@ describe("closeSession", () => {
     // Whoever wants to export it isn't told to wait for what never comes.
     await expect(findExportable(shared, ID)).rejects.toThrow(
       /closed by a worker without MANIFEST_SIGNING_KEY_FILE/,
+    );
+  });
+
+  test("a manifest that is gone from the database isn't taken for one that there never was", async () => {
+    const shared = await sealedSession();
+    await startWorker(shared).drive(ID);
+    expect(await recordOf(shared, ID)).toMatchObject({ closed: true });
+    const manifests = new MemoryManifestStore();
+    await expect(findExportable({ ...shared, manifests }, ID)).rejects.toThrow(
+      /signed manifest is gone from the database; run fsck/,
     );
   });
 

@@ -12,7 +12,7 @@ const ITEMS_MAX = 64;
  * They all go to one thread, as long as it answers: two would take them in smaller groups, and wake each other's cores. At 4 KiB
  * and 50 jobs at a time that costs an eighth of the chunks a second.
  */
-const LANE_DELAY_MS = 50;
+const LANE_DELAY_MS = 10;
 /** Of the time that a job is given. They take milliseconds, so that much less than for a large chunk means that one hangs. */
 const TIMEOUT_SHARE = 1 / 6;
 
