@@ -245,7 +245,7 @@ function createAdapters({ config, log, metrics }: Parts, observer: JobObserver, 
   const target = {
     url: config.redis.url.reveal(),
     onError: (where: string, code: ErrorCode) => observer.onError(where, code),
-    onReady: () => outages.ended("redis"),
+    onReady: () => outages.reconnected("redis"),
   };
   const { prefix, eventRetention } = config.queues;
   const eventQueues = eventQueuesOf(config);

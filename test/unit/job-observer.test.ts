@@ -60,15 +60,31 @@ describe("the line of a job that didn't go well", () => {
 describe("Redis that was away while nothing waited for it", () => {
   test("is told with its time when a connection is there again, and a first connection is not", () => {
     const { observer, metrics, outages, clock, lines } = observed();
-    outages.ended("redis");
+    outages.reconnected("redis");
     observer.onError("session-chunks", "QUEUE_UNAVAILABLE");
     clock.advance(7_000);
-    outages.ended("redis");
-    outages.ended("redis");
+    outages.reconnected("redis");
+    outages.reconnected("redis");
     metrics.close();
     expect(lines()).toMatchObject([
       { event: "store_unavailable", what: "redis" },
       { event: "store_recovered", what: "redis", duration_ms: 7_000 },
+    ]);
+  });
+
+  test("is not told while operations wait: it may answer and refuse everything", () => {
+    const { observer, metrics, outages, clock, lines } = observed();
+    observer.onError("session-chunks", "QUEUE_UNAVAILABLE");
+    outages.noticed("redis", 0);
+    clock.advance(3_000);
+    outages.reconnected("redis");
+    outages.noticed("redis", 3);
+    clock.advance(5_000);
+    outages.ended("redis", "events.publish");
+    metrics.close();
+    expect(lines()).toMatchObject([
+      { event: "store_unavailable", what: "redis" },
+      { event: "store_recovered", what: "redis", stage: "events.publish", duration_ms: 8_000 },
     ]);
   });
 });

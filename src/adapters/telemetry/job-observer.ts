@@ -12,7 +12,7 @@ export function createJobObserver(log: Log, metrics: Metrics, outages: Outages):
       // Every connection says so when Redis is away: the same line as the pipeline's, so that all share its rate.
       if (code === "QUEUE_UNAVAILABLE") {
         const err = new LucidError(code, "the server does not answer; waiting for it");
-        outages.noticed("redis");
+        outages.disconnected("redis");
         log.event("store_unavailable", { what: "redis", stage: where, err });
         return;
       }

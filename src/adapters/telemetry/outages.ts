@@ -7,6 +7,8 @@ const SILENCE_MS_MAX = 60_000;
 interface Outage {
   readonly sinceMs: number;
   readonly noticedMs: number;
+  /** By an operation, which will get through, or give up. */
+  readonly isWaitedOut: boolean;
 }
 
 /**
@@ -23,13 +25,19 @@ export class Outages {
     this.#clock = clock;
   }
 
-  /** By an operation that began `seconds` ago and has not got through since, or by a connection that was lost just now. */
-  noticed(what: string, seconds = 0): void {
-    const noticedMs = this.#clock.monotonicMs();
-    const last = this.#current.get(what);
-    // What waited may have given up, with nobody to tell that the server is back.
-    const isNew = last === undefined || noticedMs - last.noticedMs > SILENCE_MS_MAX;
-    this.#current.set(what, { sinceMs: isNew ? noticedMs - seconds * 1000 : last.sinceMs, noticedMs });
+  /** By an operation that began `seconds` ago and has not got through since. */
+  noticed(what: string, seconds: number): void {
+    this.#notice(what, seconds, true);
+  }
+
+  /** A connection was lost just now, or refused. */
+  disconnected(what: string): void {
+    this.#notice(what, 0, false);
+  }
+
+  /** A connection is there again. Where operations wait, theirs is the word: a server may answer and refuse all that it is told. */
+  reconnected(what: string): void {
+    if (this.#current.get(what)?.isWaitedOut !== true) this.ended(what);
   }
 
   /** Somebody got through; the first one is told. */
@@ -42,5 +50,17 @@ export class Outages {
     if (nowMs - outage.noticedMs > SILENCE_MS_MAX) return;
     const duration_ms = Math.round(nowMs - outage.sinceMs);
     this.#log.event("store_recovered", { what, stage, duration_ms });
+  }
+
+  #notice(what: string, seconds: number, isWaitedOut: boolean): void {
+    const noticedMs = this.#clock.monotonicMs();
+    const last = this.#current.get(what);
+    // What waited may have given up, with nobody to tell that the server is back.
+    const same = last !== undefined && noticedMs - last.noticedMs <= SILENCE_MS_MAX ? last : undefined;
+    this.#current.set(what, {
+      sinceMs: same?.sinceMs ?? noticedMs - seconds * 1000,
+      noticedMs,
+      isWaitedOut: isWaitedOut || same?.isWaitedOut === true,
+    });
   }
 }
