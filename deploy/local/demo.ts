@@ -21,6 +21,7 @@ import { findRestorable, restoreChunks } from "../../src/pipeline/restore-sessio
 import type { LucidEvent } from "../../src/schema/event.ts";
 import type { SessionRecord } from "../../src/schema/record.ts";
 import { type AuditReport, verifyAsAuditor } from "./demo-audit.ts";
+import { newFolder } from "./placement.ts";
 import { dropTrial, type Trial, trialOn } from "./trial.ts";
 import { type LocalServers, startLocalServers } from "./servers.ts";
 import { startLocalWorker } from "./worker.ts";
@@ -65,7 +66,8 @@ export async function runDemo({ file, keep, output, signal }: DemoOptions): Prom
   const bytes = await sizeOf(file);
   const say = (line: string): void => output.say(line);
   say(`file: ${resolve(file)}, ${formatBytes(bytes)}`);
-  const servers = await startLocalServers({ say, keepData: keep, signal });
+  const kept = keep ? { folder: newFolder(), program: "session-processor demo" } : {};
+  const servers = await startLocalServers({ say, signal, ...kept });
   const trial = await trialOn(servers, "demo");
   try {
     const report = await processAndProve({

@@ -46,6 +46,7 @@ export interface ServerCommand {
   /** What it prints is its log, and nothing that `valueAfter` is asked for. */
   readonly logsOutput?: boolean | undefined;
   readonly removal?: Removal | undefined;
+  readonly onGuard?: ((pid: number, name: string) => void) | undefined;
   readonly env: NodeJS.ProcessEnv;
 }
 
@@ -75,6 +76,7 @@ export class GuardedProcess {
       [fileURLToPath(new URL("guard.ts", import.meta.url)), JSON.stringify(order)],
       { env, detached: true, stdio: ["pipe", "pipe", "ignore"], cwd: dir },
     );
+    if (this.#guard.pid !== undefined) command.onGuard?.(this.#guard.pid, name);
     this.#guardEnded = new Promise((resolve) => {
       this.#guard.once("exit", () => resolve()).once("error", () => resolve());
     });

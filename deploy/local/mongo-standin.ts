@@ -33,7 +33,7 @@ export interface StandInOptions extends LocalServerOptions {
  */
 export async function startStandIn(
   database: string,
-  { dir, removal }: Placement,
+  placement: Placement,
   options: StandInOptions,
   around: Surroundings,
 ): Promise<LocalServer> {
@@ -56,13 +56,13 @@ export async function startStandIn(
     "--port",
     `${options.port ?? 0}`,
   ];
-  const fileArgs = removal === undefined ? ["--file", join(dir, "mongo-java-server.h2")] : [];
+  const isKept = placement.removal === undefined;
+  const fileArgs = isKept ? ["--file", join(placement.dir, "mongo-java-server.h2")] : [];
   const server = new GuardedProcess({
+    ...placement,
     name: "mongo-java-server",
     program: java,
     args: [...javaArgs, ...launcherArgs, ...fileArgs],
-    dir,
-    removal,
     env: around.env,
   });
   const [pid, port] = await server.untilReady(

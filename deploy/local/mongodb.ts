@@ -78,7 +78,7 @@ function mongodOnPath(env: NodeJS.ProcessEnv): string {
 async function startProgram(
   program: string,
   origin: string,
-  { dir, removal }: Placement,
+  placement: Placement,
   options: LocalMongodbOptions,
   around: Surroundings,
 ): Promise<LocalServer> {
@@ -92,9 +92,9 @@ async function startProgram(
     throw new PassedOver(`mongod ${version} (${origin}) is older than 4.4`);
 
   return onFreePort(options.port, async (port) => {
-    const args = ["--bind_ip", "127.0.0.1", "--port", `${port}`, "--dbpath", dir, "--nounixsocket"];
-    const logArgs = ["--logpath", `${dir}/mongod.log`, "--logappend"];
-    const command = { name: "mongod", program, args: [...args, ...logArgs], dir, removal, env };
+    const args = ["--bind_ip", "127.0.0.1", "--port", `${port}`, "--dbpath", placement.dir, "--nounixsocket"];
+    const logArgs = ["--logpath", `${placement.dir}/mongod.log`, "--logappend"];
+    const command = { ...placement, name: "mongod", program, args: [...args, ...logArgs], env };
     const server = new GuardedProcess(command);
     const pid = await server.untilReady((own) => serves(port, own), READY_DEADLINE_MS, signal);
     return {

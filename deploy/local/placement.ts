@@ -9,6 +9,8 @@ export interface Placement {
   readonly dir: string;
   /** Absent: the data outlives the server. */
   readonly removal?: Removal | undefined;
+  /** Told of the process that ends the server, as soon as there is one. */
+  readonly onGuard?: ((pid: number, name: string) => void) | undefined;
 }
 
 /** What a caller may ask of one server. With `port` or `dir` it gets a process of its own, never one that was given. */

@@ -103,10 +103,10 @@ async function startFromPath(
   if (!isAtLeast(version, VERSION_MIN)) throw new PassedOver(`${name} ${version} on PATH is older than 6.2`);
 
   return onFreePort(options.port, async (port) => {
-    const { dir, removal } = placement;
+    const { dir } = placement;
     const args = ["--bind", "127.0.0.1", "--port", `${port}`, "--dir", dir, ...durabilityArgs(options)];
     const logFile = ["--logfile", `${dir}/${name}.log`];
-    const command = { name, program, args: [...args, ...logFile], dir, removal, env: around.env };
+    const command = { ...placement, name, program, args: [...args, ...logFile], env: around.env };
     const server = new GuardedProcess(command);
     const pid = await server.untilReady((own) => serves(port, own), READY_DEADLINE_MS, around.signal);
     return {

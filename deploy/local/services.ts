@@ -16,6 +16,7 @@ for a shell. They run until Ctrl-C; if one ends before that, so does the other, 
   --json        print one JSON object instead
   -h, --help    print this`;
 const EXIT_USAGE = 2;
+const PROGRAM = "npm run services";
 /** How often the servers' processes are looked for. */
 const WATCH_MS = 500;
 
@@ -59,7 +60,7 @@ async function start(): Promise<LocalServers | undefined> {
     return await startLocalServers({
       say: (line) => console.error(line),
       signal: asked.signal,
-      ...(flags.folder === undefined ? {} : { folder: resolve(flags.folder) }),
+      ...(flags.folder === undefined ? {} : { folder: resolve(flags.folder), program: PROGRAM }),
     });
   } catch (error) {
     if (!asked.signal.aborted && !(error instanceof LucidError)) throw error;

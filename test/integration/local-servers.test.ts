@@ -1,6 +1,14 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -90,9 +98,9 @@ interface Services {
   readonly folder: string;
 }
 
-async function startServices(): Promise<Services> {
+async function startServices(...flags: readonly string[]): Promise<Services> {
   // A group of its own, to which a test sends what a terminal sends for Ctrl-C.
-  const child = spawn(process.execPath, [SERVICES, "--json"], {
+  const child = spawn(process.execPath, [SERVICES, "--json", ...flags], {
     env,
     detached: true,
     stdio: ["ignore", "pipe", "pipe"],
@@ -111,6 +119,77 @@ describe("npm run services", () => {
     expect(child.status).toBe(status);
     expect(status === 0 ? child.stdout : child.stderr).toContain("Usage: npm run services");
     expect(child.stderr).not.toContain("    at ");
+  });
+});
+
+describe("a folder that somebody names", () => {
+  const refusedStart = (folder: string, more: NodeJS.ProcessEnv = {}) =>
+    spawnSync(process.execPath, [SERVICES, "--folder", folder], {
+      encoding: "utf8",
+      env: { ...env, ...more },
+    });
+
+  test.each(["REDIS_URL", "MONGODB_URL"])(
+    "is there after a start that failed for the server of %s, with all that was in it",
+    async (name) => {
+      const folder = folderForTest();
+      mkdirSync(join(folder, "redis"));
+      const files = ["notes.txt", "redis/appendonly.mine"].map((file) => join(folder, file));
+      for (const file of files) writeFileSync(file, "mine");
+      const scheme = name === "REDIS_URL" ? "redis" : "mongodb";
+      const { status, stderr } = refusedStart(folder, {
+        [name]: `${scheme}://127.0.0.1:${await freePort()}`,
+      });
+      expect({ status, stderr }).toEqual({
+        status: 1,
+        stderr: expect.stringContaining(`of ${name} does not`),
+      });
+      expect(files.map((file) => readFileSync(file, "utf8"))).toEqual(["mine", "mine"]);
+    },
+    START_MS,
+  );
+
+  test(
+    "is refused while another run uses it, which goes on with its data; and is free after that run was killed",
+    async () => {
+      const folder = folderForTest();
+      const first = await startServices("--folder", folder);
+      await redisCall(first.redis, (client) => client.set("key", "value"));
+      const before = readdirSync(folder, { recursive: true });
+      const { status, stderr } = refusedStart(folder);
+      expect({ status, stderr }).toEqual({
+        status: 1,
+        stderr: expect.stringContaining(
+          `${folder} is in use by process ${first.process.pid} (npm run services)`,
+        ),
+      });
+      expect(readdirSync(folder, { recursive: true })).toEqual(before);
+      expect(await redisCall(first.redis, (client) => client.get("key"))).toBe("value");
+
+      const ended = once(first.process, "exit");
+      first.process.kill("SIGKILL");
+      await ended;
+      const second = await startServices("--folder", folder);
+      expect([first.redis.pid, first.mongodb.pid].map(isRunning)).toEqual([false, false]);
+      expect(await redisCall(second.redis, (client) => client.get("key"))).toBe("value");
+      const endedToo = once(second.process, "exit");
+      second.process.kill("SIGTERM");
+      expect(await endedToo).toEqual([0, null]);
+      expect(readdirSync(folder).toSorted()).toEqual(["mongodb", "redis"]);
+    },
+    START_MS,
+  );
+
+  test("that can't be one is said, without a stack", () => {
+    const file = join(folderForTest(), "file");
+    writeFileSync(file, "mine");
+    const { status, stderr } = refusedStart(file);
+    expect({ status, stderr }).toEqual({
+      status: 1,
+      stderr: expect.stringContaining(`${file} is no folder`),
+    });
+    expect(stderr).not.toContain("    at ");
+    expect(readFileSync(file, "utf8")).toBe("mine");
   });
 });
 
@@ -195,10 +274,10 @@ describe("both servers", () => {
   );
 
   test(
-    "leave their data behind when asked to",
+    "leave their data behind in a folder that was named",
     async () => {
-      const servers = stopAfterwards(await startLocalServers({ say: () => {}, env, keepData: true }));
-      undo.push(() => rmSync(servers.folder, { recursive: true, force: true }));
+      const folder = join(folderForTest(), "new");
+      const servers = stopAfterwards(await startLocalServers({ say: () => {}, env, folder }));
       await servers.stop();
       expect(existsSync(servers.folder)).toBe(true);
       expect(isRunning(servers.redis.pid)).toBe(false);
