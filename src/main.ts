@@ -22,6 +22,7 @@ import { payloadStoreOf } from "./adapters/payload-store.ts";
 import { checkRedis } from "./adapters/redis/client.ts";
 import { createRedisPayloadStore } from "./adapters/redis/payload-store.ts";
 import { createSystemClock } from "./adapters/system/clock.ts";
+import { onStopSignals } from "./adapters/system/stop-signals.ts";
 import { systemRandomBytes } from "./adapters/system/random.ts";
 import { CpuThreads } from "./adapters/threads/cpu-threads.ts";
 import { chunkHandlersOf } from "./chunk-handlers.ts";
@@ -551,28 +552,23 @@ class ReloadRequest {
 class StopRequest {
   readonly requested: Promise<string>;
   readonly signal: AbortSignal;
-  readonly #onSignal: (signal: NodeJS.Signals) => void;
+  readonly release: () => void;
 
   constructor(log: Log) {
     const request = Promise.withResolvers<string>();
     const controller = new AbortController();
     this.requested = request.promise;
     this.signal = controller.signal;
-    this.#onSignal = (signal) => {
-      if (controller.signal.aborted) {
+    this.release = onStopSignals({
+      first: (signal) => {
+        controller.abort();
+        request.resolve(signal);
+      },
+      again: (signal) => {
         log.event("stop_forced", { signal });
         process.exit(1);
-      }
-      controller.abort();
-      request.resolve(signal);
-    };
-    process.on("SIGTERM", this.#onSignal);
-    process.on("SIGINT", this.#onSignal);
-  }
-
-  release(): void {
-    process.off("SIGTERM", this.#onSignal);
-    process.off("SIGINT", this.#onSignal);
+      },
+    });
   }
 }
 

@@ -66,8 +66,13 @@ export async function runDemo({ file, keep, output, signal }: DemoOptions): Prom
   const bytes = await sizeOf(file);
   const say = (line: string): void => output.say(line);
   say(`file: ${resolve(file)}, ${formatBytes(bytes)}`);
-  const kept = keep ? { folder: newFolder(), program: "session-processor demo" } : {};
-  const servers = await startLocalServers({ say, signal, ...kept });
+  const folder = keep ? newFolder() : undefined;
+  const servers = await startLocalServers({ say, signal, folder, program: "session-processor demo" }).catch(
+    (thrown: unknown) => {
+      if (folder !== undefined) say(`kept: ${folder} (as far as its servers had started)`);
+      throw thrown;
+    },
+  );
   const trial = await trialOn(servers, "demo");
   try {
     const report = await processAndProve({

@@ -2,10 +2,10 @@
 import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
+import { onStopSignals } from "../../src/adapters/system/stop-signals.ts";
+import { EXIT_INTERRUPTED, EXIT_USAGE } from "../../src/cli/command.ts";
 import { LucidError } from "../../src/core/errors.ts";
 import { type LocalServer, type LocalServers, startLocalServers } from "./servers.ts";
-
-const STOP_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
 const HELP = `Usage: npm run services [-- --folder DIR] [-- --json]
 
@@ -15,14 +15,15 @@ for a shell. They run until Ctrl-C; if one ends before that, so does the other, 
   --folder DIR  keep their data there, and find it again (default: a new folder that is removed at the end)
   --json        print one JSON object instead
   -h, --help    print this`;
-const EXIT_USAGE = 2;
 const PROGRAM = "npm run services";
 /** How often the servers' processes are looked for. */
 const WATCH_MS = 500;
 
 const flags = readFlags();
 const asked = new AbortController();
-for (const signal of STOP_SIGNALS) process.on(signal, () => asked.abort());
+// At once is safe too: the servers end with this process, however that ends.
+onStopSignals({ first: () => asked.abort(), again: () => process.exit(EXIT_INTERRUPTED) });
+process.on("SIGHUP", () => asked.abort());
 
 const servers = await start();
 if (servers !== undefined) {

@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { onStopSignals } from "../adapters/system/stop-signals.ts";
 import { type ErrorCode, errorCodeOf } from "../core/errors.ts";
 import { createOutput, type Output, printFailure } from "./output.ts";
 
@@ -29,25 +30,20 @@ export async function perform(
 ): Promise<void> {
   const interrupted = new AbortController();
   const output = createOutput(json ?? false, interrupted.signal);
-  const onSignal = (): void => {
-    if (interrupted.signal.aborted) process.exit(EXIT_INTERRUPTED);
-    interrupted.abort();
+  const interrupt = (): never => {
+    output.say("interrupted");
+    // What it was waiting for, such as a pipe that nobody reads, must not hold the exit up.
+    process.exit(EXIT_INTERRUPTED);
   };
-  process.on("SIGINT", onSignal);
-  process.on("SIGTERM", onSignal);
+  const release = onStopSignals({ first: () => interrupted.abort(), again: interrupt });
   try {
     process.exitCode = (await work(output, interrupted.signal)) ?? 0;
   } catch (thrown) {
-    if (interrupted.signal.aborted) {
-      output.say("interrupted");
-      // What it was waiting for, such as a pipe that nobody reads, must not hold the exit up.
-      process.exit(EXIT_INTERRUPTED);
-    }
+    if (interrupted.signal.aborted) interrupt();
     printFailure(thrown, output.json);
     process.exitCode = exitCodeOf(thrown);
   } finally {
-    process.off("SIGINT", onSignal);
-    process.off("SIGTERM", onSignal);
+    release();
   }
 }
 

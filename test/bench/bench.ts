@@ -7,6 +7,7 @@
 import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
 import { startLocalServers } from "../../deploy/local/servers.ts";
+import { onStopSignals } from "../../src/adapters/system/stop-signals.ts";
 import { EXIT_INTERRUPTED, EXIT_USAGE } from "../../src/cli/command.ts";
 import { formatTable } from "../../src/cli/output.ts";
 import { type Load, measureLatency, measureRival, measureThroughput, type Throughput } from "./end-to-end.ts";
@@ -30,7 +31,10 @@ const say = (line: string): void => void process.stderr.write(`${line}\n`);
 
 const threads = availableParallelism();
 const stopping = new AbortController();
-process.once("SIGINT", () => stopping.abort(new Error("interrupted")));
+onStopSignals({
+  first: () => stopping.abort(new Error("interrupted")),
+  again: () => process.exit(EXIT_INTERRUPTED),
+});
 const servers = await startLocalServers({ say, signal: stopping.signal });
 try {
   await bench();

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { dropTrial } from "../../deploy/local/trial.ts";
@@ -12,6 +13,7 @@ import { bareEnvironment, type ProgramResult, runProgram, until } from "../suppo
 const PROGRAM = fileURLToPath(new URL("../../src/cli/session-processor.ts", import.meta.url));
 const GONE_MS = 20_000;
 const EXIT_INTERRUPTED = 130;
+const PASSED_ON_AFTER_MS = 10;
 const IS_LINUX = process.platform === "linux";
 
 /** Processes that work in this folder or have it on their command line. */
@@ -126,8 +128,13 @@ describe("demo", () => {
     expect(stdout).toMatch(/^by Python +REFUSED/m);
   });
 
-  test("interrupted while its servers start ends with 130 and leaves no process and no folder", async () => {
-    expect(await interruptedDemo([], /Redis: /)).toMatchObject({ left: [] });
+  test("interrupted while its servers start ends with 130 and leaves no process, and a folder only with --keep", async () => {
+    const [plain, keeping] = await Promise.all([
+      interruptedDemo([], /Redis: /),
+      interruptedDemo(["--keep"], /Redis: /),
+    ]);
+    expect(plain).toMatchObject({ left: [] });
+    expect(keeping.left).toEqual([/^kept: (\S+) /m.exec(keeping.said)?.[1]]);
   });
 
   test("interrupted in the middle of the work does too, and with --keep says where its folder is", async () => {
@@ -143,7 +150,10 @@ describe("demo", () => {
   });
 });
 
-/** What a terminal sends for Ctrl-C, to the whole foreground group; what the demo has said, and the folders that it left. */
+/**
+ * What a terminal sends for Ctrl-C, to the whole foreground group, and what npm passes on to the demo besides; what the demo has
+ * said, and the folders that it left.
+ */
 async function interruptedDemo(
   flags: readonly string[],
   moment: RegExp,
@@ -164,6 +174,8 @@ async function interruptedDemo(
   });
   await until(`the demo says ${moment}`, () => moment.test(said), 60_000);
   signalGroup(demo, "SIGINT");
+  await sleep(PASSED_ON_AFTER_MS);
+  demo.kill("SIGINT");
   const [code] = (await closed) as [number | null];
   expect(code).toBe(EXIT_INTERRUPTED);
   expect(said).toContain("interrupted");

@@ -31,6 +31,7 @@ const FETCH_STOP_MS_MAX = 1_000;
 const SEAL_MS_MAX = 30_000;
 /** What an orchestrator allows. */
 const EXIT_MS_MAX = 30_000;
+const ANOTHER_PRESS_MS = 600;
 /** Redis syncs its file once a second: what was added before that survives its kill. */
 const REDIS_SYNC_MS = 1_200;
 
@@ -103,10 +104,21 @@ describe("SIGTERM under load", () => {
     const session = loadOf(servers.sessionId("no-mongodb"));
     const impatient = await deployment.readyWorker();
     const worker = await deployment.readyWorker();
+    const pressed = await deployment.readyWorker();
     await underLoad(deployment, worker, session);
     await impatient.untilLine("chunk_committed", 20_000, 1);
 
     mongodb.freeze();
+    // Ctrl-C, from the terminal and from npm; and half a second later once more.
+    pressed.signal("SIGINT");
+    await pressed.untilLine("stopping", 2_000);
+    pressed.signal("SIGINT");
+    await sleep(ANOTHER_PRESS_MS);
+    expect(pressed.hasExited).toBe(false);
+    pressed.signal("SIGINT");
+    const ended = await pressed.exited;
+    expect(ended.code).toBe(1);
+    expect(ended.afterSignalMs).toBeLessThan(1_000);
     impatient.signal("SIGTERM");
     await impatient.untilLine("stopping", 2_000);
     const forced = await impatient.terminate();
