@@ -26,11 +26,17 @@ export function startMongodbIn(placement: Placement, options: LocalMongodbOption
   return startFirst(
     "MongoDB",
     [
-      () => useGiven(options, around),
-      () => start(mongodOnPath(around.env), "PATH"),
-      () => startDocker(options, around),
-      async () => start(await findDownloadedMongod(around), "downloaded"),
-      () => startStandIn(DATABASE, placement, options, around),
+      { name: "that of MONGODB_URL", start: () => useGiven(options, around) },
+      { name: "the mongod on PATH", start: async () => start(mongodOnPath(around.env), "PATH") },
+      { name: "Docker", start: () => startDocker(options, around) },
+      {
+        name: "a mongod that is downloaded",
+        start: async () => start(await findDownloadedMongod(around), "downloaded"),
+      },
+      {
+        name: "mongo-java-server, a stand-in",
+        start: () => startStandIn(DATABASE, placement, options, around),
+      },
     ],
     REMEDY,
     around,

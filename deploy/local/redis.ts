@@ -28,10 +28,13 @@ export function startRedisIn(placement: Placement, options: LocalRedisOptions): 
   return startFirst(
     "Redis",
     [
-      () => useGiven(options, around),
-      () => start("PATH"),
-      () => startDocker(options, around),
-      () => installAndStart(() => start("installed with apt-get"), around),
+      { name: "that of REDIS_URL", start: () => useGiven(options, around) },
+      { name: "the one on PATH", start: () => start("PATH") },
+      { name: "Docker", start: () => startDocker(options, around) },
+      {
+        name: "the Debian package",
+        start: () => installAndStart(() => start("installed with apt-get"), around),
+      },
     ],
     REMEDY,
     around,
@@ -81,7 +84,7 @@ async function startDocker(options: LocalRedisOptions, around: Surroundings): Pr
   );
 }
 
-async function installAndStart(start: Source, around: Surroundings): Promise<LocalServer> {
+async function installAndStart(start: Source["start"], around: Surroundings): Promise<LocalServer> {
   // What is there and would not start is not mended by installing it again.
   if (findOnPath(PROGRAMS, around.env) !== undefined)
     throw new PassedOver("the installed one was tried already");

@@ -26,8 +26,16 @@ export class PassedOver extends Error {
   override readonly name = "PassedOver";
 }
 
-/** One place where a server may come from. Throws PassedOver when it has none to offer. */
-export type Source = () => Promise<LocalServer>;
+/** One place where a server may come from. */
+export interface Source {
+  /** Fits after "trying ". */
+  readonly name: string;
+  /** Throws PassedOver when it has none to offer. */
+  readonly start: () => Promise<LocalServer>;
+}
+
+/** Whatever takes longer is said while it is tried: nobody must take the patience for a hang. */
+const SLOW_MS = 500;
 
 /**
  * Starts the first source that has a server and says which, and why those before it had none.
@@ -40,16 +48,20 @@ export async function startFirst(
   { say, signal }: Pick<Surroundings, "say" | "signal">,
 ): Promise<LocalServer> {
   const reasons: string[] = [];
-  for (const source of sources) {
+  for (const { name, start } of sources) {
     signal?.throwIfAborted();
+    const because = reasons.length === 0 ? "" : `; passed over: ${reasons.join("; ")}`;
+    const isSlow = setTimeout(() => say(`${kind}: trying ${name}${because}`), SLOW_MS);
     try {
-      const server = await source();
-      say(`${kind}: ${server.label}${reasons.length === 0 ? "" : `; passed over: ${reasons.join("; ")}`}`);
+      const server = await start();
+      say(`${kind}: ${server.label}${because}`);
       return server;
     } catch (error) {
       signal?.throwIfAborted();
       if (!(error instanceof PassedOver)) throw error;
       reasons.push(error.message);
+    } finally {
+      clearTimeout(isSlow);
     }
   }
   throw new LucidError("LOCAL_SERVER_UNAVAILABLE", `No ${kind}: ${reasons.join("; ")}. ${remedy}`);

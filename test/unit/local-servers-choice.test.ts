@@ -1,11 +1,12 @@
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { onFreePort } from "../../deploy/local/free-port.ts";
 import { STAND_IN_VERSION } from "../../deploy/local/mongo-standin.ts";
 import { cacheFolder, findOnPath, isAtLeast, lastLine } from "../../deploy/local/programs.ts";
-import { type LocalServer, PassedOver, startFirst } from "../../deploy/local/source.ts";
+import { type LocalServer, PassedOver, type Source, startFirst } from "../../deploy/local/source.ts";
 
 const server: LocalServer = { url: "redis://given", label: "redis 7", standIn: false, stop: async () => {} };
 
@@ -15,18 +16,36 @@ function passOver(reason: string) {
   };
 }
 
+function sourcesOf(...starts: readonly Source["start"][]): readonly Source[] {
+  return starts.map((start, index) => ({ name: `source ${index + 1}`, start }));
+}
+
 describe("startFirst", () => {
   test("takes the first source that has a server, and says in one line why not the ones before", async () => {
     const lines: string[] = [];
     const never = async () => expect.unreachable("a later source was asked");
-    const sources = [passOver("REDIS_URL is not set"), passOver("no Docker"), async () => server, never];
-    const started = await startFirst("Redis", sources, "", { say: (line) => lines.push(line) });
+    const starts = [passOver("REDIS_URL is not set"), passOver("no Docker"), async () => server, never];
+    const started = await startFirst("Redis", sourcesOf(...starts), "", { say: (line) => lines.push(line) });
     expect(started).toBe(server);
     expect(lines).toEqual(["Redis: redis 7; passed over: REDIS_URL is not set; no Docker"]);
   });
 
+  test("says what it tries as soon as that takes a while, and why not the ones before", async () => {
+    const lines: string[] = [];
+    const slowly = async (): Promise<LocalServer> => {
+      await sleep(700);
+      throw new PassedOver("no answer");
+    };
+    const sources = sourcesOf(passOver("no Docker"), slowly, async () => server);
+    await startFirst("Redis", sources, "", { say: (line) => lines.push(line) });
+    expect(lines).toEqual([
+      "Redis: trying source 2; passed over: no Docker",
+      "Redis: redis 7; passed over: no Docker; no answer",
+    ]);
+  });
+
   test("without any server gives every reason and what to do", async () => {
-    const start = startFirst("MongoDB", [passOver("no A"), passOver("no B")], "Install B.", {
+    const start = startFirst("MongoDB", sourcesOf(passOver("no A"), passOver("no B")), "Install B.", {
       say: () => {},
     });
     await expect(start).rejects.toMatchObject({
@@ -39,7 +58,12 @@ describe("startFirst", () => {
     const broken = async () => {
       throw new RangeError("a bug");
     };
-    const start = startFirst("Redis", [broken, async () => server], "", { say: () => {} });
+    const start = startFirst(
+      "Redis",
+      sourcesOf(broken, async () => server),
+      "",
+      { say: () => {} },
+    );
     await expect(start).rejects.toThrow(RangeError);
   });
 
@@ -50,7 +74,12 @@ describe("startFirst", () => {
       throw new PassedOver("cut short");
     };
     const { signal } = calledOff;
-    const start = startFirst("Redis", [first, async () => server], "", { say: () => {}, signal });
+    const start = startFirst(
+      "Redis",
+      sourcesOf(first, async () => server),
+      "",
+      { say: () => {}, signal },
+    );
     await expect(start).rejects.toThrow("called off");
   });
 });
