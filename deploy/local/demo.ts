@@ -66,7 +66,13 @@ export async function runDemo({ file, keep, output, signal }: DemoOptions): Prom
   const bytes = await sizeOf(file);
   const say = (line: string): void => output.say(line);
   say(`file: ${resolve(file)}, ${formatBytes(bytes)}`);
+  const sayEnding = (): void => say("ending the worker and the servers; Ctrl-C again ends this at once");
+  signal.addEventListener("abort", sayEnding, { once: true });
   const folder = keep ? newFolder() : undefined;
+  if (folder !== undefined) {
+    output.keepInMind({ kept: folder });
+    say(`folder: ${folder}, which stays also if this is interrupted or fails`);
+  }
   const servers = await startLocalServers({ say, signal, folder, program: "session-processor demo" }).catch(
     (thrown: unknown) => {
       if (folder !== undefined) say(`kept: ${folder} (as far as its servers had started)`);

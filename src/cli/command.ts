@@ -1,6 +1,6 @@
 import { Command } from "commander";
 import { onStopSignals } from "../adapters/system/stop-signals.ts";
-import { type ErrorCode, errorCodeOf } from "../core/errors.ts";
+import { type ErrorCode, errorCodeOf, LucidError } from "../core/errors.ts";
 import { createOutput, type Output, printFailure } from "./output.ts";
 
 export const EXIT_FAILURE = 1;
@@ -31,7 +31,8 @@ export async function perform(
   const interrupted = new AbortController();
   const output = createOutput(json ?? false, interrupted.signal);
   const interrupt = (): never => {
-    output.say("interrupted");
+    if (output.json) printFailure(new LucidError("SHUTTING_DOWN", "interrupted"), true, output.facts);
+    else output.say("interrupted");
     // What it was waiting for, such as a pipe that nobody reads, must not hold the exit up.
     process.exit(EXIT_INTERRUPTED);
   };
@@ -40,7 +41,7 @@ export async function perform(
     process.exitCode = (await work(output, interrupted.signal)) ?? 0;
   } catch (thrown) {
     if (interrupted.signal.aborted) interrupt();
-    printFailure(thrown, output.json);
+    printFailure(thrown, output.json, output.facts);
     process.exitCode = exitCodeOf(thrown);
   } finally {
     release();

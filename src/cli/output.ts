@@ -14,6 +14,10 @@ export interface Output {
    * reader that has gone), SHUTTING_DOWN when the command is interrupted while the reader lets it wait.
    */
   print(data: string | Uint8Array): Promise<void>;
+  /** What is to be known should the command fail, or be interrupted, from here on: with --json also in the error object. */
+  keepInMind(fact: Readonly<Record<string, string>>): void;
+  /** The same facts, for whoever prints the failure. */
+  readonly facts: Readonly<Record<string, string>>;
   /** A bar on stderr when that is a terminal; else nothing. `unit` is what is counted. */
   progress(label: string, total: number, unit: string): Progress;
 }
@@ -23,15 +27,23 @@ export interface Progress {
   stop(): void;
 }
 
+/** ECMA-48: to the line's beginning, and erase to its end. */
+const CLEAR_LINE = "\r\x1b[K";
 const SILENT: Progress = { update() {}, stop() {} };
 
 export function createOutput(json: boolean, signal: AbortSignal): Output {
   surviveClosedStreams();
   const print = (data: string | Uint8Array): Promise<void> => unlessAborted(writeOut(data), signal);
+  const bars = new Set<SingleBar>();
+  const facts: Record<string, string> = {};
   return {
     json,
+    facts,
+    keepInMind: (fact) => void Object.assign(facts, fact),
     say(line) {
-      if (!json || process.stderr.isTTY) process.stderr.write(`${line}\n`);
+      if (json && !process.stderr.isTTY) return;
+      // A bar that is there is drawn again below the line.
+      process.stderr.write(bars.size === 0 ? `${line}\n` : `${CLEAR_LINE}${line}\n`);
     },
     result: (object, text) => print(json ? `${JSON.stringify(object)}\n` : `${text}\n`),
     print,
@@ -45,7 +57,12 @@ export function createOutput(json: boolean, signal: AbortSignal): Output {
         etaBuffer: 50,
       });
       bar.start(total, 0);
-      return { update: (done) => bar.update(done), stop: () => bar.stop() };
+      bars.add(bar);
+      const stop = (): void => {
+        bar.stop();
+        bars.delete(bar);
+      };
+      return { update: (done) => bar.update(done), stop };
     },
   };
 }
@@ -102,10 +119,14 @@ function surviveClosedStreams(): void {
 }
 
 /** One clear line (or JSON object) on stderr, with the code that docs/errors.md explains. */
-export function printFailure(thrown: unknown, json: boolean): void {
+export function printFailure(
+  thrown: unknown,
+  json: boolean,
+  facts: Readonly<Record<string, string>> = {},
+): void {
   const { code, message } = asLucidError(thrown);
   process.stderr.write(
-    json ? `${JSON.stringify({ error: { code, message } })}\n` : `error: ${message} [${code}]\n`,
+    json ? `${JSON.stringify({ error: { code, message, ...facts } })}\n` : `error: ${message} [${code}]\n`,
   );
 }
 

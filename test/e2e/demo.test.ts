@@ -137,6 +137,34 @@ describe("demo", () => {
     expect(keeping.left).toEqual([/^kept: (\S+) /m.exec(keeping.said)?.[1]]);
   });
 
+  test.each([
+    ["fails", "redis://127.0.0.1:1", 1, "LOCAL_SERVER_UNAVAILABLE"],
+    ["is interrupted", "", EXIT_INTERRUPTED, "SHUTTING_DOWN"],
+  ])(
+    "--keep --json that %s says in its error object where its folder is",
+    async (_, redisUrl, code, error) => {
+      const folder = ownFolder();
+      const env = { ...bareEnvironment(), TMPDIR: folder, REDIS_URL: redisUrl };
+      const demo = spawn(process.execPath, [PROGRAM, "demo", "--keep", "--json"], {
+        env,
+        stdio: ["ignore", "ignore", "pipe"],
+      });
+      onTestFinished(() => void demo.kill("SIGKILL"));
+      const closed = once(demo, "close");
+      let said = "";
+      demo.stderr.setEncoding("utf8").on("data", (text: string) => {
+        said += text;
+      });
+      const kept = await until("there is a folder", () => readdirSync(folder)[0], 60_000);
+      if (redisUrl === "") demo.kill("SIGINT");
+      expect((await closed)[0]).toBe(code);
+      expect(JSON.parse(said)).toEqual({
+        error: { code: error, message: expect.any(String), kept: join(folder, kept) },
+      });
+      expect(readdirSync(folder)).toEqual([kept]);
+    },
+  );
+
   test("interrupted in the middle of the work does too, and with --keep says where its folder is", async () => {
     const working = /worker: process \d+/;
     const [plain, keeping] = await Promise.all([

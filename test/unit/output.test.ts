@@ -31,6 +31,17 @@ describe("what a command says besides its result", () => {
     expect(said(terminal, json, (output) => output.say("a line"))).toBe(expected);
   });
 
+  test("is above the bar that is there, and not in it", () => {
+    const all = said(true, false, (output) => {
+      const bar = output.progress("restore", 10, "chunks");
+      output.say("a line");
+      bar.stop();
+      output.say("another");
+    });
+    expect(all).toContain("\r\x1b[Ka line\n");
+    expect(all).not.toContain("\r\x1b[Kanother");
+  });
+
   test.each([false, true])("its progress bar is on a terminal and nowhere else, with --json %s", (json) => {
     expect(said(true, json, progress)).toContain("0/10 chunks");
     vi.restoreAllMocks();
