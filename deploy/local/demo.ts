@@ -2,6 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { stat, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { createEventConsumer } from "../../src/adapters/bullmq/event-consumer.ts";
 import { type ChunkToEnqueue, createProducer } from "../../src/adapters/bullmq/producer.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
@@ -32,6 +33,11 @@ const PAYLOAD_TTL_SECONDS = 3_600;
 const VERIFY_TIMEOUT_MS = 30_000;
 /** Without any event for this long the run has failed. */
 const SILENCE_MAX_MS = 120_000;
+/** Seconds: what a sweep does is part of what is shown, and the default lets people wait for it. */
+const SWEEP_INTERVAL = "1";
+/** It takes about four seconds. */
+const CLOSED_DEADLINE_MS = 30_000;
+const CLOSED_POLL_MS = 50;
 const EVENT_CONCURRENCY = 16;
 
 export interface DemoReport extends AuditReport {
@@ -118,7 +124,8 @@ interface DemoRun {
 async function processAndProve(run: DemoRun): Promise<DemoReport> {
   const { trial, servers, output, signal } = run;
   const session = sessionId(`sess-demo-${randomBytes(6).toString("hex")}`);
-  const worker = await startLocalWorker({ dir: servers.folder, env: trial.env, signal });
+  const env = { ...trial.env, SWEEP_INTERVAL };
+  const worker = await startLocalWorker({ dir: servers.folder, env, signal });
   output.say(`worker: process ${worker.pid}, http://127.0.0.1:${worker.port}/health`);
   const stores = await openStores(trial.mongodbUrl);
   const storage = new StorageService(trial, signal);
@@ -132,6 +139,8 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
     output.say("root: equal to the recursion of RFC 9162, from the stored chunks");
     const restoredIdentical = await isRestoredIdentical(run, stores, record);
     const audit = await verifyAsAuditor(session, chunks, { trial, output, signal });
+    await untilClosed(stores, session, signal);
+    output.say("closed: announced for good, and nothing is left to be done for it");
     return {
       file: run.file,
       chunks,
@@ -152,6 +161,21 @@ async function processAndProve(run: DemoRun): Promise<DemoReport> {
     await storage.close();
     await stores.close();
     await worker.stop();
+  }
+}
+
+/** Some seconds after the seal: a session is closed at the sweep after its events have been in Redis long enough to survive it. */
+async function untilClosed({ sessions }: OpenStores, session: SessionId, signal: AbortSignal): Promise<void> {
+  const givesUpAtMs = performance.now() + CLOSED_DEADLINE_MS;
+  for (;;) {
+    const record = await sessions.find(session);
+    if (record?.closed === true) return;
+    if (signal.aborted) throw new LucidError("SHUTTING_DOWN", "interrupted");
+    if (performance.now() > givesUpAtMs) {
+      const text = `the session was not closed within ${CLOSED_DEADLINE_MS / 1000} s; run with --keep and look at the worker's log`;
+      throw new LucidError("INTERNAL", text);
+    }
+    await sleep(CLOSED_POLL_MS);
   }
 }
 

@@ -99,6 +99,9 @@ describe("demo", () => {
     const prove = /^audit: npx session-processor (proof .+)$/m.exec(stderr)?.[1] ?? "";
     try {
       expect(await runProgram(prove.split(" "), { env: { ...env, ...own } })).toMatchObject({ code: 0 });
+      const checked = await runProgram(["fsck", "--data", "--json"], { env: { ...env, ...own } });
+      expect(checked.code).toBe(0);
+      expect(JSON.parse(checked.stdout)).toMatchObject({ findings: [] });
     } finally {
       await dropTrial({
         mongodbUrl: own["MONGODB_URL"] ?? "",
