@@ -21,8 +21,13 @@ const WATCH_MS = 500;
 
 const flags = readFlags();
 const asked = new AbortController();
-// At once is safe too: the servers end with this process, however that ends.
-onStopSignals({ first: () => asked.abort(), again: () => process.exit(EXIT_INTERRUPTED) });
+onStopSignals({
+  first: () => asked.abort(),
+  again: (signal) => {
+    // At once is safe too: the servers end with this process, however that ends. A second SIGTERM may be npm's.
+    if (signal === "SIGINT") process.exit(EXIT_INTERRUPTED);
+  },
+});
 process.on("SIGHUP", () => asked.abort());
 
 const servers = await start();
