@@ -10,9 +10,11 @@ import { type LocalServer, type LocalServers, startLocalServers } from "./server
 const HELP = `Usage: npm run services [-- --folder DIR] [-- --json]
 
 Starts Redis and MongoDB for development, or takes those of REDIS_URL and MONGODB_URL, and prints their URLs as two lines
-for a shell. They run until Ctrl-C; if one ends before that, so does the other, and this with exit code 1.
+for a shell. They run until Ctrl-C; if one ends before that, so does the other, and this with exit code 1. Each start takes
+new ports.
 
-  --folder DIR  keep their data there, and find it again (default: a new folder that is removed at the end)
+  --folder DIR  keep their data there, and find it again: one run's at a time, and never removed (default: a new folder
+                that is removed at the end)
   --json        print one JSON object instead
   -h, --help    print this`;
 const PROGRAM = "npm run services";
@@ -51,6 +53,7 @@ function readFlags(): { readonly json: boolean; readonly folder?: string | undef
         help: { type: "boolean", short: "h", default: false },
       },
     });
+    if (values.folder === "") throw new TypeError("--folder needs the name of a folder");
     if (!values.help) return values;
     console.log(HELP);
     process.exit(0);

@@ -114,6 +114,7 @@ describe("npm run services", () => {
   test.each([
     ["--help", 0],
     ["--nope", 2],
+    ["--folder=", 2],
   ])("with %s prints its usage and exits with %i", (flag, status) => {
     const child = spawnSync(process.execPath, [SERVICES, flag], { encoding: "utf8" });
     expect(child.status).toBe(status);

@@ -22,7 +22,7 @@ test.each([
     const npm = spawn("npm", ["run", "--silent", "services", "--", "--json", "--folder", folder], {
       cwd: REPOSITORY,
       // With a Redis of its own, the end takes a moment, in which a second signal may come.
-    env: { ...bareEnvironment(), MONGODB_URL: servers.mongodbUrl },
+      env: { ...bareEnvironment(), MONGODB_URL: servers.mongodbUrl },
       stdio: ["ignore", "pipe", "pipe"],
       // Of its own group, so that nothing of it can outlive the test.
       detached: true,
