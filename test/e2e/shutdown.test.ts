@@ -29,6 +29,8 @@ const SLOW = {
 } as const;
 const FETCH_STOP_MS_MAX = 1_000;
 const SEAL_MS_MAX = 30_000;
+/** LOCK_DURATION, two looks for silent workers, and the work itself. */
+const STALLED_MS_MAX = 40_000;
 /** What an orchestrator allows. */
 const EXIT_MS_MAX = 30_000;
 const ANOTHER_PRESS_MS = 600;
@@ -51,6 +53,10 @@ async function expectFinishedByAnother(deployment: Deployment, session: TestSess
   const next = await deployment.readyWorker();
   await untilSealed(deployment, [session], SEAL_MS_MAX);
   await expectEveryEffectOnce(deployment, heard, [session]);
+  // A committed chunk whose completion Redis didn't hear of: its job is active until its lock has run out.
+  const queue = deployment.queue("session-chunks");
+  const isIdle = async () => (await queue.getActiveCount()) === 0;
+  await until("the jobs that were left behind are done", isIdle, STALLED_MS_MAX);
   expect((await next.terminate()).code).toBe(0);
 }
 
