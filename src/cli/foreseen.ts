@@ -27,7 +27,7 @@ export interface SessionForesight {
 export async function foresee(
   { config, sources }: LoadedConfig,
   id: SessionId,
-  output: Output,
+  output: Pick<Output, "say">,
 ): Promise<SessionForesight> {
   if (sources.MONGODB_URL === "default") {
     output.say("MONGODB_URL is not set: not checked whether the session still takes this");

@@ -57,6 +57,7 @@ describe("the commands", () => {
       session_id: id,
       chunk_count: 4,
       session_checked: true,
+      session_exists: false,
       queued: true,
     });
 
@@ -85,14 +86,13 @@ describe("the commands", () => {
       ["CHUNK_CONFLICT", ["enqueue", id, input, "--chunk-size", "250001"]],
       ["FINALIZE_COUNT_CONFLICT", ["enqueue", id, input, "--chunk-size", "100000", "--finalize"]],
       ["FINALIZE_COUNT_CONFLICT", ["finalize", id, "--chunks", "5"]],
-      ["SESSION_UNKNOWN", ["finalize", `${id}-other`]],
     ];
     for (const [code, args] of doomed) {
       expect(failureOf(await run([...args, "--json"]), EXIT_FAILURE), args.join(" ")).toMatchObject({ code });
     }
     const repeated = await run(["enqueue", id, input, "--chunk-size", "100000", "--json"]);
     expect(resultOf(repeated)).toMatchObject({ chunks: 3 });
-    const again = await run(["finalize", id]);
+    const again = await run(["finalize", id, "--chunks", "4"]);
     expect(again.stdout).toBe(
       `${id} is sealed already, with its 4 chunks, and stays as it is: nothing was queued\n`,
     );
@@ -166,6 +166,42 @@ describe("the commands", () => {
     expect(resultOf(await send())).toMatchObject({ chunks: 3 });
     await untilSealed(deployment, [{ id, sizes: [] }], 20_000);
     expect(await run(["restore", id])).toMatchObject({ code: 0, stdout: "aaaabbbbcccc" });
+  });
+
+  test("finalize cuts no session short: it wants the count that was sent, and says what is there", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], stdin = "") =>
+      runProgram(args, { env: deployment.env, cwd: deployment.folder, stdin });
+    const id = servers.sessionId("count");
+    const withoutCount = async (): Promise<string> => {
+      const failure = failureOf(await run(["finalize", id, "--json"]), EXIT_USAGE);
+      expect(failure).toMatchObject({ code: "CONFIG_INVALID" });
+      return (failure as { message: string }).message;
+    };
+    const wanted = "give the number of chunks that were sent with --chunks, which is final";
+    expect(await withoutCount()).toBe(`${wanted}; ${id} is not in the database yet`);
+    await deployment.readyWorker();
+    resultOf(await run(["enqueue", id, "-", "--chunk-size", "4", "--json"], "aaaabbbbcc"));
+    const inTree = async () => (await run(["status", id])).stdout.includes("3 (not finalized)");
+    await until("all chunks are in the tree", inTree, 20_000, 200);
+    expect(await withoutCount()).toBe(
+      `${wanted}; the tree of ${id} has 3 chunks now, and more may be queued`,
+    );
+    expect(await deployment.queue("session-control").getJobs()).toEqual([]);
+
+    const elsewhere = { env: { ...deployment.env, MONGODB_URL: "" }, cwd: deployment.folder };
+    const unknown = await runProgram(["finalize", id], elsewhere);
+    expect(unknown).toMatchObject({ code: EXIT_USAGE, stderr: `error: ${wanted} [CONFIG_INVALID]\n` });
+    expect(resultOf(await runProgram(["finalize", id, "--chunks", "3", "--json"], elsewhere))).toMatchObject({
+      session_checked: false,
+      session_exists: null,
+    });
+    const typo = await run(["finalize", `${id}-typo`, "--chunks", "3"]);
+    expect(typo).toMatchObject({ code: 0, stderr: "" });
+    expect(typo.stdout).toContain(
+      `${id}-typo is not in the database yet: if its chunks aren't queued either, check the id`,
+    );
+    expect((await run(["finalize", "--help"])).stdout).toContain("A count is final");
   });
 
   test("restore gives an unsealed session out only to who asks for a part", async () => {
