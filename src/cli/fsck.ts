@@ -31,7 +31,8 @@ const SESSIONS_PER_LINE = 500;
 const HELP = `
 Checks, in this order: blobs, chunk documents, leaf hashes, tiles, root, checkpoint, manifest, anchor; then blobs that
 no document names, events that are still pending, and states that a session should have left. Safe beside running
-workers: what is on its way is an info, not a warning.
+workers: what is on its way is an info, not a warning. So are chunks that were announced and aren't there yet, until none
+has come for GAP_ALERT_SECONDS.
 
 --repair writes tiles that are missing or wrong, and manifest files that are missing, where they follow from the
 committed documents and these make the root that the session has; the files, which are signed, only if the signatures
@@ -42,7 +43,8 @@ ORPHAN_BLOB_SECONDS. Of a session that is open, or was sealed since, an orphan i
 
 Exit codes:
   0  clean (infos only)
-  1  warnings: unfinished for too long, or repaired; the sweeper of a running worker mends the former
+  1  warnings: unfinished for too long, or repaired; the sweeper of a running worker mends the former, except that chunks
+     which are missing have to be sent
   2  wrong usage or configuration
   3  errors: something is lost, changed or contradicts itself
   8  could not be checked: MongoDB is away, another ENCRYPTION_KEY (--data), no such session, no room for the report`;

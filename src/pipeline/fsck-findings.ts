@@ -2,7 +2,8 @@ import type { SessionId } from "../core/ids.ts";
 
 /**
  * - `error`: something is lost, changed or contradicts itself; nothing in the service will mend it.
- * - `warning`: unfinished for longer than it should be; the sweeper of a running worker takes care of it.
+ * - `warning`: unfinished for longer than it should be; the sweeper of a running worker takes care of it, except of chunks that
+ *   somebody has to send.
  * - `info`: what is normal while a session is recorded, or what this run could not look at.
  */
 export type Severity = "info" | "warning" | "error";
@@ -73,6 +74,12 @@ export const FINDING_KINDS = {
     severity: "warning",
     action:
       "send them again: `enqueue` with --first-index, or the producer; if their bytes are gone, the session can't be sealed",
+  },
+  "chunks-announced": {
+    severity: "warning",
+    action:
+      "send what is missing, unless it is on its way: `enqueue` with --first-index, or the producer; if the count is too high, " +
+      "see README, Troubleshooting",
   },
   "leaf-hash-wrong": { severity: "error", action: RESTORE_CHUNK },
   "leaf-not-in-tree": { severity: "error", action: RESTORE_CHUNK },

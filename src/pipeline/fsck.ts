@@ -1,6 +1,6 @@
 import type { KeyRing } from "../core/encrypt/kek.ts";
 import { LucidError } from "../core/errors.ts";
-import type { SessionId } from "../core/ids.ts";
+import { leafIndex, type SessionId } from "../core/ids.ts";
 import type { SealedSession } from "../core/manifest/manifest.ts";
 import { checkFrontier, frontiersEqual, rootOf } from "../core/merkle/frontier.ts";
 import { isHashAlgorithm, treeHasher } from "../core/merkle/hash.ts";
@@ -8,7 +8,14 @@ import { sealedSession } from "../schema/manifest.ts";
 import type { ChunkRecord, SessionRecord, SessionTotals } from "../schema/record.ts";
 import { ChunkCheck, type ChunksOutcome, unreadableReason } from "./fsck-chunks.ts";
 import { CLOSING_PATIENCE_MS, ClosingCheck, ManifestWitness } from "./fsck-closing.ts";
-import { type Finding, Findings, type NewFinding, type Severity, type Worst } from "./fsck-findings.ts";
+import {
+  type Finding,
+  Findings,
+  type NewFinding,
+  type Place,
+  type Severity,
+  type Worst,
+} from "./fsck-findings.ts";
 import { same, TreeCheck, type TileFault, type TreeVerdict } from "./fsck-tree.ts";
 import { OpeningKeys } from "./opening-keys.ts";
 import type {
@@ -62,7 +69,7 @@ export interface FsckOptions {
   readonly pinnedKeys: readonly Uint8Array[];
   /** Age from which a pending event is a warning. */
   readonly eventPendingMs: number;
-  /** For how long a chunk may be missing while later ones wait for it. */
+  /** For how long a chunk may be missing while later ones, or the announced count, wait for it. */
   readonly gapAlertMs: number;
   /** Age from which the sweeper removes an orphan blob. */
   readonly orphanBlobMs: number;
@@ -466,9 +473,9 @@ class SessionCheck {
     }
     const [first] = waiting;
     const last = waiting.at(-1);
+    if (await this.#checkGap(waiting)) return;
     if (first === undefined || last === undefined) return;
     const isNext = Number(first.index) === size;
-    if (this.#checkGap(waiting)) return;
     const count = waiting.length === BEYOND_MAX ? `${BEYOND_MAX} or more` : String(waiting.length);
     const one = waiting.length === 1;
     const problem = isNext
@@ -488,25 +495,62 @@ class SessionCheck {
     }
   }
 
-  /** True if chunks have been missing for so long that nobody is bringing them any more, which is told. */
-  #checkGap(waiting: readonly ChunkRecord[]): boolean {
+  /** True if chunks have been missing before later ones for so long that nobody is bringing them any more, which is told. */
+  async #checkGap(waiting: readonly ChunkRecord[]): Promise<boolean> {
     const { state, tree, expectedCount } = this.#session;
     const missing = missingRanges(tree.size, waiting, expectedCount);
     const [gap] = missing;
     if (state !== "open" || gap === undefined) return false;
     const [index, last] = gap;
+    const place = { what: "chunk", index, ...(last === index ? {} : { last }) } as const;
     const behind = waiting.filter((chunk) => chunk.index > index);
+    if (behind.length === 0) {
+      await this.#checkAnnounced(place, waiting);
+      return false;
+    }
     const committedMs = behind.map(({ committedAt }) => committedAt.getTime());
-    const waitMs = this.#ports.clock.now().getTime() - Math.min(...committedMs);
-    if (behind.length === 0 || waitMs < this.#options.gapAlertMs) return false;
+    const waitMs = this.#ageMs(Math.min(...committedMs));
+    if (waitMs < this.#options.gapAlertMs) return false;
     const wait = behind.length === 1 ? "1 committed chunk waits" : `${behind.length} committed chunks wait`;
     const ranges = missing.map(([from, to]) => (from === to ? `${from}` : `${from}–${to}`)).join(", ");
     this.#add({
       kind: "chunks-awaited",
-      place: { what: "chunk", index, ...(last === index ? {} : { last }) },
+      place,
       problem: `missing: ${ranges}; ${wait} behind, for ${Math.floor(waitMs / 1000)} s`,
     });
     return true;
+  }
+
+  /** Chunks at the end that the count says are to come: with none before them in sight, only the count tells of them. */
+  async #checkAnnounced(place: Place, waiting: readonly ChunkRecord[]): Promise<void> {
+    const { tree, expectedCount, countConfirmed, createdAt } = this.#session;
+    // Not until then is it a count: #checkProgress tells that it isn't confirmed.
+    if (!countConfirmed) return;
+    const newest = [...waiting, await this.#lastLeaf()].map((chunk) => chunk?.committedAt.getTime() ?? 0);
+    const waitMs = this.#ageMs(Math.max(createdAt.getTime(), ...newest));
+    const there = `${tree.size + waiting.length} of the ${expectedCount} chunks that were announced are there`;
+    this.#add({
+      kind: "chunks-announced",
+      place,
+      problem: `not there yet: ${there}, and none has come for ${Math.floor(waitMs / 1000)} s`,
+      ...(waitMs < this.#options.gapAlertMs ? { severity: "info" } : {}),
+    });
+  }
+
+  /** If it can be read: what is wrong with it is told elsewhere. */
+  async #lastLeaf(): Promise<ChunkRecord | undefined> {
+    const { id, tree } = this.#session;
+    if (tree.size === 0) return undefined;
+    try {
+      return await this.#ports.chunks.find(id, leafIndex(tree.size - 1));
+    } catch (thrown) {
+      unreadableReason(thrown);
+      return undefined;
+    }
+  }
+
+  #ageMs(timeMs: number): number {
+    return this.#ports.clock.now().getTime() - timeMs;
   }
 
   #checkAfterEnd(index: number, isAnnounced: boolean, isYoung: boolean): void {

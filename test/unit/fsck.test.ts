@@ -928,6 +928,52 @@ describe("a session that is being written to", () => {
     });
   });
 
+  test("waits for chunks that were announced: an info; when none comes for long, a warning", async () => {
+    const announced: World["session"] = (record) => ({
+      ...openRecord(record),
+      expectedCount: 320,
+      countConfirmed: true,
+    });
+    const recent = await check({ session: announced, options: { gapAlertMs: 48 * HOUR_MS } });
+    expect(recent.worst).toBe("info");
+    const young = onlyFinding(recent);
+    expect(young).toMatchObject({
+      kind: "chunks-announced",
+      severity: "info",
+      place: { what: "chunk", index: 300, last: 319 },
+      problem: expect.stringMatching(
+        /^not there yet: 300 of the 320 chunks that were announced are there, and none has come for \d+ s$/,
+      ) as unknown,
+    });
+    expect(young?.action).toMatch(/^send what is missing, unless it is on its way/);
+    const old = await check({ session: announced });
+    expect(onlyFinding(old)).toMatchObject({ kind: "chunks-announced", severity: "warning" });
+
+    const none = await check({
+      session: (record) => ({
+        ...openRecord(record),
+        tree: { size: 0 as TreeSize, frontier: [], root: undefined },
+        totals: { originalBytes: 0, storedBytes: 0 },
+        checkpoint: undefined,
+        expectedCount: 3,
+        countConfirmed: true,
+      }),
+      chunks: () => undefined,
+      blobs: () => undefined,
+      tiles: () => undefined,
+    });
+    expect(onlyFinding(none)).toMatchObject({
+      kind: "chunks-announced",
+      severity: "warning",
+      place: { index: 0, last: 2 },
+      problem: expect.stringMatching(/0 of the 3 chunks that were announced/) as unknown,
+    });
+
+    const withNext = await check({ session: announced, moreChunks: [later(300)], moreBlobs: blobsOf(300) });
+    expect(told(withNext)).toContain("chunks-announced at chunks 301–319");
+    expect(told(withNext)).toContain("chunks-in-flight at chunk 300");
+  });
+
   test("that a worker is about to take in is an info; left as it is, a warning", async () => {
     const world = { ...SOUND, session: openRecord, moreChunks: [later(300)], moreBlobs: blobsOf(300) };
     const left = await fsck(await portsOf(world), options(), id);
