@@ -490,7 +490,8 @@ export const SETTINGS = {
   GAP_ALERT_SECONDS: setting(seconds(0.1, DAY_SECONDS), {
     default: "60",
     unit: "seconds",
-    about: "How long an index may be missing while later ones exist before `session.gap` is sent.",
+    about:
+      "How long a chunk may be missing before later ones, or before the announced end, until `session.gap` is sent.",
   }),
 
   SESSION_STORAGE_URL: optional(serviceUrl, { about: "Storage service." }),

@@ -197,9 +197,10 @@ export const LOG_EVENTS = {
   },
   session_gap: {
     level: "warn",
-    message: "chunk is missing while later ones exist",
+    message: "chunk is missing before later ones, or before the announced end",
     fields: ["session_id", "chunk_index"],
     optional: ["count", "tree_size", "duration_ms"],
+    limitBy: "session_id",
   },
   session_stuck: {
     level: "error",

@@ -169,7 +169,7 @@ export const METRICS = {
   sessions_sealed_total: { kind: "counter", help: "Sessions sealed by this process.", labels: {} },
   session_gaps_total: {
     kind: "counter",
-    help: "Gaps reported: an index missing while later ones exist.",
+    help: "Gaps reported, by each sweep: a chunk missing before later ones, or before the announced end.",
     labels: {},
   },
   sessions_stuck_total: {

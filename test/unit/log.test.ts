@@ -53,7 +53,7 @@ describe("a line", () => {
         event: "session_gap",
         session_id: "sess-1",
         chunk_index: 7,
-        msg: "chunk is missing while later ones exist",
+        msg: "chunk is missing before later ones, or before the announced end",
       },
     ]);
   });
@@ -185,6 +185,21 @@ describe("repeated lines", () => {
     log.flush();
     expect(lines()).toHaveLength(2);
     expect(lines()[1]).toMatchObject({ event: "lines_suppressed", event_name: "waiting_for", count: 4 });
+  });
+
+  test("of a session's gap, which each sweep finds again, are one a second", () => {
+    const { log, lines, clock } = capture();
+    for (let sweep = 0; sweep < 30; sweep++) {
+      clock.ms = sweep * 100;
+      log.event("session_gap", { session_id: "a", chunk_index: 7 });
+    }
+    log.event("session_gap", { session_id: "b", chunk_index: 1 });
+    expect(lines().map((line) => [line["session_id"], line["suppressed"]])).toEqual([
+      ["a", undefined],
+      ["a", 9],
+      ["a", 9],
+      ["b", undefined],
+    ]);
   });
 
   test("of events that are not limited are all written", () => {
