@@ -52,7 +52,10 @@ interface EventDeclaration {
   /** All required. */
   readonly fields: readonly FieldName[];
   readonly optional?: readonly FieldName[];
-  /** At most one line a second for each value of this field; the next line carries `suppressed`. */
+  /**
+   * At most one line a second for each value of this field; the next line carries `suppressed`. Where none comes any more,
+   * `lines_suppressed` tells of them, seconds later or at the end.
+   */
   readonly limitBy?: FieldName;
 }
 
@@ -118,6 +121,7 @@ export const LOG_EVENTS = {
     message: "chunk was there already, adopted",
     fields: ["session_id", "chunk_index"],
     optional: ["job_id", "attempt", "reason"],
+    limitBy: "session_id",
   },
   chunk_withdrawn: {
     level: "warn",
@@ -155,7 +159,12 @@ export const LOG_EVENTS = {
     optional: ["job_id", "delay_ms"],
     limitBy: "queue",
   },
-  job_stalled: { level: "warn", message: "job lost its worker, taken over", fields: ["queue", "job_id"] },
+  job_stalled: {
+    level: "warn",
+    message: "job lost its worker, taken over",
+    fields: ["queue", "job_id"],
+    limitBy: "queue",
+  },
   payload_cleanup_failed: {
     level: "warn",
     message: "payload not deleted, its time to live will",
@@ -368,6 +377,22 @@ export function createLog(options: LogOptions): Log {
     options.destination ?? pino.destination({ fd: 1, sync: true }),
   );
   const limiter = createLineLimiter(options.now ?? (() => performance.now()));
+  let telling: NodeJS.Timeout | undefined;
+
+  const tell = (idleMs: number): void => {
+    clearTimeout(telling);
+    telling = undefined;
+    for (const [name, count] of limiter.drain(idleMs)) {
+      // As loud as the lines that it stands for.
+      const { level } = LOG_EVENTS[name];
+      const { message } = LOG_EVENTS.lines_suppressed;
+      logger[level]({ event: "lines_suppressed", event_name: name, count }, message);
+    }
+    if (limiter.hasUntold) tellLater();
+  };
+  const tellLater = (): void => {
+    telling ??= setTimeout(tell, TELL_AFTER_MS, TELL_AFTER_MS).unref();
+  };
 
   const log: Log = {
     event(name, fields) {
@@ -376,7 +401,10 @@ export function createLog(options: LogOptions): Log {
       const values = declaredValues(declared, fields);
       const suppressed =
         declared.limitBy === undefined ? 0 : limiter.admit(name, limitKey(values[declared.limitBy]));
-      if (suppressed === undefined) return;
+      if (suppressed === undefined) {
+        tellLater();
+        return;
+      }
       logger[declared.level](
         { event: name, ...values, ...(suppressed > 0 ? { suppressed } : {}) },
         declared.message,
@@ -387,7 +415,7 @@ export function createLog(options: LogOptions): Log {
       logger.level = level;
     },
     flush() {
-      for (const [name, count] of limiter.drain()) log.event("lines_suppressed", { event_name: name, count });
+      tell(0);
     },
   };
   return log;
@@ -474,23 +502,34 @@ function limitKey(value: unknown): string {
 }
 
 const LINE_INTERVAL_MS = 1000;
+/** What was left out waits so long for a line that carries it. */
+const TELL_AFTER_MS = 5000;
 const LIMITED_KEYS_MAX = 256;
 
 export interface LineLimiter {
   /** The number of lines left out since the last one admitted, or `undefined` when this one is to be left out. */
   admit(name: LogEventName, key: string): number | undefined;
-  /** What was left out and not told yet, by event; forgets it. */
-  drain(): ReadonlyMap<LogEventName, number>;
+  /** What was left out and not told yet where no line was admitted for `idleMs`, by event; forgets it. */
+  drain(idleMs: number): ReadonlyMap<LogEventName, number>;
+  readonly hasUntold: boolean;
 }
 
 /** At most one line a second for each event and key; keeps at most LIMITED_KEYS_MAX keys apart, the rest share one. */
 export function createLineLimiter(now: () => number): LineLimiter {
   const lines = new Map<string, { readonly name: LogEventName; admittedAtMs: number; suppressed: number }>();
 
+  const isRoomFor = (key: string): boolean => {
+    if (lines.has(key) || lines.size < LIMITED_KEYS_MAX) return true;
+    // Sessions come and go: those whose last line is old and told keep nobody apart any more.
+    for (const [slot, { admittedAtMs, suppressed }] of lines)
+      if (suppressed === 0 && now() - admittedAtMs >= LINE_INTERVAL_MS) lines.delete(slot);
+    return lines.size < LIMITED_KEYS_MAX;
+  };
+
   return {
     admit(name, key) {
       const exact = `${name} ${key}`;
-      const slot = lines.has(exact) || lines.size < LIMITED_KEYS_MAX ? exact : `${name} …`;
+      const slot = isRoomFor(exact) ? exact : `${name} …`;
       const nowMs = now();
       const line = lines.get(slot);
       if (line === undefined) {
@@ -506,13 +545,17 @@ export function createLineLimiter(now: () => number): LineLimiter {
       line.suppressed = 0;
       return suppressed;
     },
-    drain() {
+    drain(idleMs) {
       const totals = new Map<LogEventName, number>();
-      for (const { name, suppressed } of lines.values()) {
+      for (const [slot, { name, admittedAtMs, suppressed }] of lines) {
+        if (now() - admittedAtMs < idleMs) continue;
+        lines.delete(slot);
         if (suppressed > 0) totals.set(name, (totals.get(name) ?? 0) + suppressed);
       }
-      lines.clear();
       return totals;
+    },
+    get hasUntold() {
+      return lines.values().some(({ suppressed }) => suppressed > 0);
     },
   };
 }

@@ -48,7 +48,8 @@ test("after ten kills of a worker in mid-run, beside another one, every chunk is
   await expectEveryEffectOnce(deployment, heard, sessions);
   expect(await deployment.queue("session-chunks").getFailedCount()).toBe(0);
   // The kills hit jobs in the middle of them, or nothing was tested.
-  const takenOver = [beside, last].reduce((sum, one) => sum + one.linesOf("job_stalled").length, 0);
+  const stalls = [beside, last].map((one) => one.metric('lucid_jobs_stalled_total{queue="session-chunks"}'));
+  const takenOver = (await Promise.all(stalls)).reduce((sum, count) => sum + count, 0);
   expect(takenOver).toBeGreaterThan(KILLS / 2);
   expect(beside.hasExited).toBe(false);
 });

@@ -1,5 +1,5 @@
 import { pino } from "pino";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { LucidError } from "../../src/core/errors.ts";
 import {
   createLineLimiter,
@@ -202,6 +202,51 @@ describe("repeated lines", () => {
     ]);
   });
 
+  test("left out of a burst that is over are told soon, as loud as they were", () => {
+    vi.useFakeTimers();
+    try {
+      const { log, lines, clock } = capture();
+      const pass = (ms: number): void => {
+        clock.ms += ms;
+        vi.advanceTimersByTime(ms);
+      };
+      for (let i = 0; i < 50; i++) {
+        log.event("job_stalled", { queue: "session-chunks", job_id: `s.${i}` });
+        log.event("chunk_adopted", { session_id: "s", chunk_index: i });
+      }
+      expect(lines()).toHaveLength(2);
+      pass(30_000);
+      expect(lines().slice(2)).toMatchObject([
+        { level: "warn", event: "lines_suppressed", event_name: "job_stalled", count: 49 },
+        { level: "info", event: "lines_suppressed", event_name: "chunk_adopted", count: 49 },
+      ]);
+      // A stream that goes on carries its own count.
+      for (let i = 0; i < 80; i++) {
+        log.event("chunk_adopted", { session_id: "s", chunk_index: i });
+        pass(100);
+      }
+      expect(
+        lines()
+          .slice(4)
+          .map((line) => line["suppressed"]),
+      ).toEqual([undefined, 9, 9, 9, 9, 9, 9, 9]);
+      log.flush();
+      pass(30_000);
+      expect(lines().slice(12)).toMatchObject([{ event: "lines_suppressed", count: 9 }]);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
+  test("keep their keys apart for as long as they come, however many there have been before", () => {
+    let nowMs = 0;
+    const limiter = createLineLimiter(() => nowMs);
+    for (let i = 0; i < 1000; i++) limiter.admit("chunk_adopted", `s${(nowMs += 10)}`);
+    nowMs += 1_000;
+    expect(limiter.admit("queue_error", "session-chunks")).toBe(0);
+    expect(limiter.admit("queue_error", "session-control")).toBe(0);
+  });
+
   test("of events that are not limited are all written", () => {
     const { log, lines } = capture();
     for (let i = 0; i < 5; i++)
@@ -213,7 +258,7 @@ describe("repeated lines", () => {
     const limiter = createLineLimiter(() => 0);
     const admitted = Array.from({ length: 1000 }, (_, i) => limiter.admit("queue_error", `q${i}`));
     expect(admitted.filter((one) => one !== undefined)).toHaveLength(257);
-    expect(limiter.drain().get("queue_error")).toBe(743);
+    expect(limiter.drain(0).get("queue_error")).toBe(743);
   });
 });
 
