@@ -118,7 +118,7 @@ function surviveClosedStreams(): void {
   }
 }
 
-/** One clear line (or JSON object) on stderr, with the code that docs/errors.md explains. */
+/** One clear line, or a headline and its list, or a JSON object, on stderr, with the code that docs/errors.md explains. */
 export function printFailure(
   thrown: unknown,
   json: boolean,
@@ -126,8 +126,16 @@ export function printFailure(
 ): void {
   const { code, message } = asLucidError(thrown);
   process.stderr.write(
-    json ? `${JSON.stringify({ error: { code, message, ...facts } })}\n` : `error: ${message} [${code}]\n`,
+    json
+      ? `${JSON.stringify({ error: { code, message, ...facts } })}\n`
+      : `error: ${withCode(message, code)}\n`,
   );
+}
+
+/** The code is that of the whole list, and not of its last item. */
+function withCode(message: string, code: string): string {
+  const end = message.search(/:?\n/);
+  return end < 0 ? `${message} [${code}]` : `${message.slice(0, end)} [${code}]${message.slice(end)}`;
 }
 
 /** How the README has people run a command: a hint is there to be copied. */

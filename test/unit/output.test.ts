@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, test, vi } from "vitest";
-import { createOutput, type Output } from "../../src/cli/output.ts";
+import { createOutput, type Output, printFailure } from "../../src/cli/output.ts";
+import { LucidError } from "../../src/core/errors.ts";
 
 const isTerminal = process.stderr.isTTY;
 afterEach(() => {
@@ -47,4 +48,14 @@ describe("what a command says besides its result", () => {
     vi.restoreAllMocks();
     expect(said(false, json, progress)).toBe("");
   });
+});
+
+test.each([
+  ["no such session", "error: no such session [CONFIG_INVALID]\n"],
+  ["it has 2 problems:\n  - a\n  - b", "error: it has 2 problems [CONFIG_INVALID]:\n  - a\n  - b\n"],
+  ["nothing is there\n  - a", "error: nothing is there [CONFIG_INVALID]\n  - a\n"],
+])("a failure's code belongs to its headline: %j", (message, expected) => {
+  const write = vi.spyOn(process.stderr, "write").mockReturnValue(true);
+  printFailure(new LucidError("CONFIG_INVALID", message), false);
+  expect(write.mock.calls.map(([text]) => String(text)).join("")).toBe(expected);
 });
