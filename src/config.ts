@@ -283,11 +283,11 @@ export const SETTINGS = {
   }),
   ENCRYPTION_KEY: optional(keyText, {
     secret: true,
-    about:
-      "The key-encryption key, version 1. Exactly one of this, its _FILE form and ENCRYPTION_KEYRING_FILE is required to run.",
+    about: "The key-encryption key, version 1. This or its _FILE form is required to run.",
   }),
   ENCRYPTION_KEYRING_FILE: optional(path, {
-    about: "A key ring: a file with several versions of the key-encryption key.",
+    about:
+      "For a later version: a file with several versions of the key-encryption key. `run` refuses it in this one.",
   }),
   KEY_ROTATION_INTERVAL: setting(seconds(1, 30 * DAY_SECONDS), {
     default: "3600",
@@ -953,7 +953,7 @@ function checkNeeds(
   }
   if (needs.includes("kek") && !found.has("ENCRYPTION_KEY") && !found.has("ENCRYPTION_KEYRING_FILE")) {
     notes.problems.push(
-      `ENCRYPTION_KEY is not set: one of ENCRYPTION_KEY, ENCRYPTION_KEY_FILE and ENCRYPTION_KEYRING_FILE is required, ${SETTINGS.ENCRYPTION_KEY.allowed}`,
+      `ENCRYPTION_KEY is not set: it or ENCRYPTION_KEY_FILE is required, ${SETTINGS.ENCRYPTION_KEY.allowed}`,
     );
   }
 }

@@ -320,6 +320,8 @@ describe("the key", () => {
 
   test("is required unless the command has no need of it", () => {
     expect(refusal(withoutKey)).toContain("ENCRYPTION_KEY is not set");
+    // `run` refuses a key ring, so nobody is sent there.
+    expect(refusal(withoutKey)).not.toContain("KEYRING");
     expect(refusal({ ...withoutKey, ENCRYPTION_KEY: "" })).toContain("ENCRYPTION_KEY is not set");
     const { config } = loadConfig({
       env: withoutKey,
