@@ -373,6 +373,15 @@ describe("the commands", () => {
     const reason = run.stderr.replace(/^error: (the configuration has .+) \[CONFIG_INVALID\]:$/m, "$1:");
     expect(bare.stdout.endsWith(`run would refuse: ${reason}`)).toBe(true);
 
+    const noKeyFile = { ...deployment.env, ENCRYPTION_KEY: "", ENCRYPTION_KEY_FILE: "no-such-file" };
+    for (const unusable of [{ ...deployment.env, MAX_WORKERS: "none" }, noKeyFile]) {
+      const refused = await runProgram(["config"], { env: unusable, cwd: deployment.folder });
+      expect(refused).toMatchObject({ code: EXIT_USAGE, stdout: "" });
+      expect(refused.stderr).toMatch(/^error: the configuration has 1 problem \[CONFIG_INVALID\]:\n {2}- /);
+    }
+    const { stdout: help } = await runProgram(["config", "--help"], { env: { PATH } });
+    for (const code of [0, 1, 2]) expect(help).toMatch(new RegExp(`^ {2}${code} {2}\\w`, "m"));
+
     const MANIFEST_SIGNING_KEY_FILE = join(deployment.folder, "signing-key.pem");
     writeFileSync(MANIFEST_SIGNING_KEY_FILE, generateSigningKey().privatePem, { mode: 0o644 });
     const env = { ...deployment.env, MANIFEST_SIGNING_KEY_FILE };
