@@ -3,7 +3,7 @@ import { loadProcessConfig } from "../config.ts";
 import { LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import { MANIFEST_TYPES } from "../core/manifest/names.ts";
-import { parseCountFromOne, parseSession } from "./arguments.ts";
+import { parseChunkCount, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
 import { foresee, type SessionForesight } from "./foreseen.ts";
 import { openProducer } from "./open-producer.ts";
@@ -25,7 +25,7 @@ for as long as one is missing. Give the number that was sent, which enqueue prin
 export function finalizeCommand(): Command {
   return newCommand("finalize", "say how many chunks a session has, so that it is sealed when all are in")
     .argument("<session>", "session id", parseSession)
-    .option("--chunks <count>", "number of chunks that were sent: required, and final", parseCountFromOne)
+    .option("--chunks <count>", "number of chunks that were sent: required, and final", parseChunkCount)
     .option("--owner <address>", "owner address for the manifest")
     .addOption(
       new Option("--type <type>", "manifest type").choices([...MANIFEST_TYPES]).default("session_recording"),

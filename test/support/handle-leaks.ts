@@ -53,7 +53,8 @@ const hook = createHook({
     handles.delete(asyncId);
   },
 });
-// Both are made when first read, and belong to the process.
+// They are made when first read, which importing node:process does, and belong to the process.
+void process.stdin;
 void process.stdout;
 void process.stderr;
 hook.enable();
