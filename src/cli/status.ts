@@ -8,7 +8,7 @@ import { QUEUE_CHUNKS, QUEUE_CONTROL } from "../schema/job.ts";
 import { parseSession } from "./arguments.ts";
 import { EXIT_FAILURE, newCommand, perform } from "./command.ts";
 import { openStores } from "./open-stores.ts";
-import { formatTable, type Output } from "./output.ts";
+import { formatTable, type Output, PROGRAM } from "./output.ts";
 import { redisTarget } from "./redis-target.ts";
 import { manifestIdOf, sessionReport } from "./session-report.ts";
 
@@ -81,7 +81,11 @@ async function sessionStatus(output: Output, config: Config, session: SessionId)
   try {
     const record = await stores.sessions.find(session);
     if (record === undefined) {
-      throw new LucidError("SESSION_UNKNOWN", "there is no session of that id in this database");
+      throw new LucidError(
+        "SESSION_UNKNOWN",
+        "there is no session of that id in this database; if its chunks are still queued, it is there as soon as a worker has " +
+          `taken one: ${PROGRAM} status shows the queues`,
+      );
     }
     const later =
       record.state === "open" ? await stores.chunks.beyond(session, record.tree.size, GAP_WINDOW_CHUNKS) : [];
