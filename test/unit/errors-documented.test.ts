@@ -52,6 +52,17 @@ describe("docs/errors.md", () => {
     expect(new Set(explained)).toEqual(new Set(Object.values(ERROR_DISPOSITIONS)));
   });
 
+  test("documents every status that the HTTP port answers with an error, by its code", () => {
+    const sidecar = readFileSync(`${REPOSITORY}src/adapters/http/sidecar.ts`, "utf8");
+    const answered = sidecar.matchAll(/errorAnswer\((\d{3}),|^ +(?:\w+: \[)?([45]\d\d),/gm);
+    const statuses = new Set(answered.map(([, plain, unreadable]) => plain ?? unreadable));
+    const documented = [...DOCUMENT.matchAll(/^\| (\d{3}) \| `LUCID_ERR_\1` \|/gm)].map(
+      ([, status]) => status,
+    );
+    expect(new Set(documented)).toEqual(statuses);
+    expect(documented).toContain("431");
+  });
+
   test("a row that is missing, added or of another disposition is found", () => {
     const without = DOCUMENT.replace(/^\| `CHUNK_CONFLICT`.*\n/m, "");
     expect(codeRows(without).map(({ code }) => code)).not.toContain("CHUNK_CONFLICT");
