@@ -6,7 +6,8 @@ if (Number(process.versions.node.split(".")[0]) >= MAJOR_MIN) {
   await import("./session-processor.ts");
 } else {
   process.stderr.write(
-    `error: this needs Node.js ${MAJOR_MIN} or newer, and ${process.execPath} is ${process.version}; npx takes the right one after npm ci\n`,
+    `error: this needs Node.js ${MAJOR_MIN} or newer, and ${process.execPath} is ${process.version}: start it with a newer one; ` +
+      "npx session-processor has its own after npm ci, but not after npm ci --omit=dev\n",
   );
   process.exitCode = 1;
 }

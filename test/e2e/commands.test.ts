@@ -349,7 +349,9 @@ describe("the commands", () => {
       encoding: "utf8",
     });
     expect(child).toMatchObject({ status: 1, stdout: "" });
-    expect(child.stderr).toMatch(/^error: this needs Node\.js 24 or newer[^\n]*\n$/);
+    expect(child.stderr).toMatch(
+      /^error: this needs Node\.js 24 or newer[^\n]*: start it with a newer one; [^\n]+ not after npm ci --omit=dev\n$/,
+    );
     const now = spawnSync(process.execPath, [DOOR, "--version"], { encoding: "utf8" });
     expect(now.stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
