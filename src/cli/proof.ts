@@ -12,7 +12,8 @@ import { parseCount, parseIndex, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
 import { refuseTaken, writeOutputFile } from "./files.ts";
 import { openStores } from "./open-stores.ts";
-import { type Output, PROGRAM, shellWord } from "./output.ts";
+import { counted, type Output, PROGRAM, shellWord } from "./output.ts";
+import { signedHead } from "./signed-heads.ts";
 
 /** A proof is there to be handed on. */
 const PUBLIC_FILE_MODE = 0o644;
@@ -52,7 +53,20 @@ export function proofCommand(): Command {
         const { config } = loadProcessConfig({ needs: ["mongodb"] });
         const stores = await openStores(config.mongodb.url.reveal());
         try {
-          await give(output, flags, await proofText(stores, session, index, flags));
+          const text = await proofText(stores, session, index, flags);
+          const { output: file, format, force = false } = flags;
+          if (file === undefined) {
+            await print(output, flags, text);
+            return 0;
+          }
+          const next = await nextStep(stores, session, {
+            file,
+            text,
+            format,
+            directory: config.paths.manifests,
+          });
+          await writeOutputFile(file, utf8(text), { force, mode: PUBLIC_FILE_MODE });
+          await output.result({ format, file: resolve(file) }, `proof written to ${file}; ${next}`);
           return 0;
         } finally {
           await stores.close();
@@ -109,38 +123,37 @@ async function tlogProof(
   return formatTlogProof(proof, checkpoint.note, leaf);
 }
 
-async function give(
-  output: Output,
-  { output: file, force, format, json }: ProofFlags,
-  text: string,
-): Promise<void> {
-  if (file !== undefined) {
-    await writeOutputFile(file, utf8(text), { force: force ?? false, mode: PUBLIC_FILE_MODE });
-    await output.result(
-      { format, file: resolve(file) },
-      `proof written to ${file}; check it with: ${checkWith(file, format, text)}`,
-    );
-  } else if (json === true && format === "tlog") {
-    await output.result({ format, proof: text }, "");
-  } else {
-    // In the JSON form the proof is the one JSON object.
-    await output.print(text);
-  }
+async function print(output: Output, { format, json }: ProofFlags, text: string): Promise<void> {
+  if (json === true && format === "tlog") await output.result({ format, proof: text }, "");
+  // In the JSON form the proof is the one JSON object.
+  else await output.print(text);
 }
 
-/** What is in capitals nobody but whoever checks has: the pinned key, and a signed head of each of the proof's sizes. */
-function checkWith(file: string, format: ProofFlags["format"], text: string): string {
-  const heads =
-    format === "tlog"
-      ? ""
-      : sizesOf(text)
-          .map((size) => ` --checkpoint SIGNED_AT_${size}`)
-          .join("");
-  const orManifest =
-    heads === ""
-      ? ""
-      : " (SIGNED_AT_…: the checkpoint of that size; or --manifest FILE, if a manifest has it)";
-  return `${PROGRAM} verify-proof ${shellWord(file)}${heads} --key PUBLIC_KEY${orManifest}`;
+/** What to do next with the proof in `file`. */
+async function nextStep(
+  { sessions }: Pick<ProofStores, "sessions">,
+  id: SessionId,
+  { file, text, format, directory }: WrittenProof,
+): Promise<string> {
+  const check = `${PROGRAM} verify-proof ${shellWord(file)}`;
+  const session = format === "tlog" ? undefined : await sessions.find(id);
+  if (session === undefined) return `check it with: ${check} --key PUBLIC_KEY`;
+  const heads = sizesOf(text).map((size) => signedHead(session, size, directory));
+  const options = heads.map((head) => head.options);
+  if (options.every((option) => option !== undefined))
+    return `check it with: ${[check, ...options].join(" ")} --key PUBLIC_KEY`;
+  const wanted = heads.map(
+    ({ size, options: found, wanted: missing }) => `of ${counted(size, "chunk")} ${found ?? missing}`,
+  );
+  return `to be checked, by verify-proof, it needs what was signed of the tree: ${wanted.join("; ")}`;
+}
+
+interface WrittenProof {
+  readonly file: string;
+  readonly text: string;
+  readonly format: ProofFlags["format"];
+  /** Of manifests. */
+  readonly directory: string;
 }
 
 function sizesOf(json: string): readonly number[] {

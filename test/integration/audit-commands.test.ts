@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { loadSigningKey } from "../../src/adapters/file/signing-key.ts";
+import { signedHead } from "../../src/cli/signed-heads.ts";
 import { connectMongo, type MongoConnection } from "../../src/adapters/mongo/connection.ts";
 import { ensureIndexes } from "../../src/adapters/mongo/indexes.ts";
 import { MongoServiceStateStore } from "../../src/adapters/mongo/service-state-store.ts";
@@ -174,14 +175,48 @@ describe("proofs over MongoDB", () => {
   });
 
   test("`proof -o` says how to check the proof, with all that it takes", async () => {
-    const one = await run(["proof", session.id, "7", "--size", "200", "-o", "two words.json"]);
-    expect(one.stdout).toContain(
-      "check it with: npx session-processor verify-proof 'two words.json' --checkpoint SIGNED_AT_200 --key PUBLIC_KEY",
+    // The session is an open one here: no file that isn't there is named.
+    const whole = await run(["proof", session.id, "7", "-o", "two words.json"]);
+    expect(whole.stdout).toBe(
+      "proof written to two words.json; to be checked, by verify-proof, it needs what was signed of the tree: of 300 chunks " +
+        "the session's checkpoint, which has no file yet; `proof INDEX --format tlog` has it in the proof\n",
     );
-    const both = await run(["proof", session.id, "--consistency", "200", "-o", "grown.json"]);
-    expect(both.stdout).toContain("--checkpoint SIGNED_AT_200 --checkpoint SIGNED_AT_300 --key PUBLIC_KEY");
+    const grown = await run(["proof", session.id, "--consistency", "200", "-o", "grown.json"]);
+    expect(grown.stdout).toContain(
+      "of 200 chunks a checkpoint (--checkpoint FILE), if one was signed at that size and somebody has kept it; " +
+        "the newest is of 300 chunks; of 300 chunks the session's checkpoint",
+    );
     const tlog = await run(["proof", session.id, "7", "--format", "tlog", "-o", "seven.txt"]);
     expect(tlog.stdout).toContain("verify-proof seven.txt --key PUBLIC_KEY\n");
+  });
+
+  test("of a sealed session are checked with its manifest, where that is", () => {
+    expect(session.record).toMatchObject({ state: "sealed", tree: { size: 300 } });
+    expect(signedHead(session.record, 300, folder).options).toBe(`--manifest ${manifest}`);
+    expect(signedHead(session.record, 300, join(folder, "blobs"))).toMatchObject({
+      options: undefined,
+      wanted: `the manifest ${session.names.manifest}, which is not (yet) in ${join(folder, "blobs")}`,
+    });
+    expect(signedHead(session.record, 200, folder).options).toBeUndefined();
+  });
+
+  test.each([
+    [
+      "is open, and nothing is signed",
+      { checkpoint: undefined },
+      "of 300 chunks nothing yet: a worker with a",
+    ],
+    ["is open, with a checkpoint", {}, "of 300 chunks the session's checkpoint, which has no file yet"],
+    [
+      "was sealed without a key",
+      { state: "sealed", closed: true, checkpoint: undefined },
+      "of 300 chunks nothing: ",
+    ],
+  ] as const)("what a proof is to be checked with is told where the session %s", (_, change, words) => {
+    const record = { ...session.record, state: "open", closed: false, ...change } as const;
+    const { options, wanted, size } = signedHead(record, 300, folder);
+    expect(options).toBeUndefined();
+    expect(`of ${size} chunks ${wanted}`).toContain(words);
   });
 });
 
