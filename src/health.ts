@@ -17,7 +17,7 @@ export interface HealthParts {
   readonly redis: { readonly commands: number };
   readonly events: { readonly commands: number };
   readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy" | "isStarting">;
-  readonly stats: QueueStatsReader;
+  readonly stats: Pick<QueueStatsReader, "read">;
   readonly consumers: { readonly chunks: Consumer; readonly control: Consumer };
   readonly metrics: Metrics;
   /** Absent where no manifests are written. */
@@ -105,14 +105,14 @@ export function createHealth(parts: HealthParts): Health {
         return "answers";
       }),
       boundedCheck("key_ring", true, async () => "fits the database"),
-      threadsCheck(() => answers(threads)),
+      threadsCheck(threads, () => answers(threads)),
       ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
     ];
   }
 
   /** Whether it serves is asked last: an answer that began before a stop must not outlive it. */
-  async function requiredChecks(): Promise<readonly Check[]> {
-    const checks = await checkParts();
+  async function requiredChecks(look = checkParts): Promise<readonly Check[]> {
+    const checks = await look();
     return [
       await boundedCheck("service", true, () => isServing(ready), { failure: "starting or stopping" }),
       ...checks,
@@ -123,12 +123,13 @@ export function createHealth(parts: HealthParts): Health {
     setReady(isReady) {
       ready = isReady;
     },
-    failing: async () => (await requiredChecks()).filter(({ ok }) => !ok),
+    // A look of its own: one that somebody else began may have seen threads that were about to start.
+    failing: async () => (await requiredChecks(() => Promise.all(partChecks()))).filter(({ ok }) => !ok),
     sources: {
       health: () =>
         Promise.all([
           eventLoopCheck(),
-          threadsCheck(async () => (threads.isStarting ? "start" : answers(threads))),
+          threadsCheck(threads, async () => (threads.isStarting ? "start" : answers(threads))),
           pickupCheck(pickup, readQueues),
         ]),
       ready: async () => {
@@ -157,8 +158,14 @@ function manifestCheck(directory: string): Promise<Check> {
   });
 }
 
-function threadsCheck(probe: () => Promise<string>): Promise<Check> {
-  return boundedCheck("cpu_threads", true, probe, { failure: "a CPU thread does not answer" });
+function threadsCheck(
+  { isStarting }: Pick<CpuThreads, "isStarting">,
+  probe: () => Promise<string>,
+): Promise<Check> {
+  const failure = isStarting
+    ? "the CPU threads are starting"
+    : "a CPU thread does not answer, and is being replaced";
+  return boundedCheck("cpu_threads", true, probe, { failure });
 }
 
 async function answers(threads: Pick<CpuThreads, "ping">): Promise<string> {
