@@ -5,7 +5,6 @@ import { MongoManifestStore } from "../adapters/mongo/manifest-store.ts";
 import { MongoServiceStateStore } from "../adapters/mongo/service-state-store.ts";
 import { MongoSessionStore } from "../adapters/mongo/session-store.ts";
 import { MongoTileStore } from "../adapters/mongo/tile-store.ts";
-import { errorCodeOf, LucidError } from "../core/errors.ts";
 import { SERVICE } from "../version.ts";
 
 export interface OpenStores {
@@ -21,13 +20,7 @@ export interface OpenStores {
 
 /** The stores for a command; fails within seconds when MongoDB doesn't answer. */
 export async function openStores(mongodbUrl: string): Promise<OpenStores> {
-  const mongo = await connectMongo({ url: mongodbUrl, appName: `${SERVICE} command` }).catch(
-    (thrown: unknown) => {
-      if (errorCodeOf(thrown) !== "STORE_UNAVAILABLE") throw thrown;
-      const message = "MongoDB does not answer: check that it runs, and MONGODB_URL";
-      throw new LucidError("STORE_UNAVAILABLE", message, { cause: thrown });
-    },
-  );
+  const mongo = await connectMongo({ url: mongodbUrl, appName: `${SERVICE} command` });
   return {
     sessions: new MongoSessionStore(mongo),
     chunks: new MongoChunkStore(mongo),

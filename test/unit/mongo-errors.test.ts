@@ -68,3 +68,14 @@ test("wrong credentials end the start but only delay a running worker", () => {
   expect(storeError(serverError(18)).code).toBe("STORE_UNAVAILABLE");
   expect(connectError(new MongoNetworkError(DRIVER_TEXT)).code).toBe("STORE_UNAVAILABLE");
 });
+
+test("where no connection was made no outcome is in doubt: it says what to check", () => {
+  const cause = new MongoNetworkError(DRIVER_TEXT);
+  for (const thrown of [cause, storeError(cause)]) {
+    const error = connectError(thrown);
+    expect(error).toMatchObject({ code: "STORE_UNAVAILABLE", cause });
+    expect(error.message).toContain("check that it runs");
+    expect(error.message).toContain("MONGODB_URL");
+    expect(error.message).not.toContain("not known");
+  }
+});

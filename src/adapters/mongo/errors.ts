@@ -84,6 +84,8 @@ const RESOLVER_CODES: ReadonlySet<string> = new Set([
 ]);
 
 const TEXT_UNAVAILABLE = "MongoDB is not available; it is not known whether the last operation was applied";
+const TEXT_NO_ANSWER =
+  "MongoDB does not answer: check that it runs (of a replica set, that it has a primary), and MONGODB_URL";
 const TEXT_INTERNAL = "MongoDB or its driver refused an operation; the log line with this code has more";
 const TEXT_CONFIG =
   "MONGODB_URL can't be used; check its form, its credentials and that the server is MongoDB 4.4 or newer";
@@ -98,10 +100,16 @@ export function storeError(thrown: unknown): LucidError {
   return new LucidError("INTERNAL", TEXT_INTERNAL, { cause: thrown });
 }
 
-/** As `storeError`, for the first connection: what only another setting or another server heals is CONFIG_INVALID. */
+/**
+ * As `storeError`, for the first connection: nothing was sent whose outcome could be unknown, and what only another setting or
+ * another server heals is CONFIG_INVALID.
+ */
 export function connectError(thrown: unknown): LucidError {
   const hopeless = isAuthenticationFailure(thrown) || thrown instanceof MongoCompatibilityError;
-  return hopeless ? addressError(thrown) : storeError(thrown);
+  if (hopeless) return addressError(thrown);
+  const error = storeError(thrown);
+  if (error.code !== "STORE_UNAVAILABLE") return error;
+  return new LucidError("STORE_UNAVAILABLE", TEXT_NO_ANSWER, { cause: error.cause });
 }
 
 export function addressError(cause: unknown): LucidError {
