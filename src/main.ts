@@ -20,6 +20,7 @@ import { MongoSessionStore } from "./adapters/mongo/session-store.ts";
 import { MongoTileStore } from "./adapters/mongo/tile-store.ts";
 import { payloadStoreOf } from "./adapters/payload-store.ts";
 import { checkRedis } from "./adapters/redis/client.ts";
+import { redisLabel } from "./adapters/redis-label.ts";
 import { createRedisPayloadStore } from "./adapters/redis/payload-store.ts";
 import { createSystemClock } from "./adapters/system/clock.ts";
 import { onStopSignals } from "./adapters/system/stop-signals.ts";
@@ -92,7 +93,7 @@ export async function runService(loaded: LoadedConfig): Promise<number> {
     const waiting = { clock, log, metrics, stop: stop.signal };
     const mongo = await patiently("mongodb", () => openMongo(config, log), waiting);
     const fits = mongo !== undefined && (await untilKeyRingFits(mongo, { config, keyRing, probes }, waiting));
-    const redis = await patiently("redis", () => checkRedis(config.redis.url.reveal()), waiting);
+    const redis = await patiently("redis", () => lookForRedis(config, log), waiting);
     if (mongo === undefined || !fits || redis === undefined) {
       await mongo?.close();
       return 0;
@@ -352,11 +353,26 @@ async function openMongo(config: Config, log: Log): Promise<MongoConnection> {
   });
   try {
     for (const warning of await ensureIndexes(mongo)) log.event("config_warning", { warning });
-    log.event("connected", { what: (await mongo.serverLabel()).text });
+    const { text, standIn } = await mongo.serverLabel();
+    log.event(standIn ? "connected_stand_in" : "connected", { what: text });
     return mongo;
   } catch (thrown) {
     await mongo.close();
     throw thrown;
+  }
+}
+
+async function lookForRedis({ redis }: Config, log: Log): Promise<true> {
+  const url = redis.url.reveal();
+  try {
+    await checkRedis(url);
+    log.event("connected", { what: await redisLabel({ url }) });
+    return true;
+  } catch (thrown) {
+    if (!isOutage(thrown)) throw thrown;
+    const message =
+      "Redis doesn't answer, or refuses for now: check that it runs and has loaded, and REDIS_URL";
+    throw new LucidError(thrown.code, message, { cause: thrown.cause });
   }
 }
 

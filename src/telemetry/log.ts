@@ -97,6 +97,11 @@ export const LOG_EVENTS = {
     fields: ["what"],
     optional: ["duration_ms"],
   },
+  connected_stand_in: {
+    level: "warn",
+    message: "connected to a substitute, which is not for keeping data",
+    fields: ["what"],
+  },
   /** Takes jobs; `what` is the check of /ready that fails, `reason` what to do. */
   not_ready: { level: "warn", message: "not ready, a check fails", fields: ["what", "reason", "port"] },
   ready: { level: "info", message: "ready", fields: ["port"], optional: ["duration_ms"] },

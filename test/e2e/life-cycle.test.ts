@@ -81,7 +81,13 @@ describe("a worker that starts before its servers", () => {
     await sleep(WATCHED_MS);
     expect(worker.lines.length - before).toBeLessThanOrEqual(linesAllowed(WATCHED_MS));
     expect(worker.linesOf("waiting_for")).toContainEqual(
-      expect.objectContaining({ what: "mongodb", level: "warn" }),
+      expect.objectContaining({
+        what: "mongodb",
+        level: "warn",
+        err: expect.objectContaining({
+          message: expect.stringContaining("MONGODB_URL") as unknown,
+        }) as unknown,
+      }),
     );
     expect(await worker.get("/health", httpPort)).toMatchObject({ status: 200 });
     const ready = await worker.get("/ready", httpPort);
@@ -105,9 +111,23 @@ describe("a worker that starts before its servers", () => {
     expect(await worker.get("/health", httpPort)).toMatchObject({ status: 200 });
     expect(await worker.get("/ready", httpPort)).toMatchObject({ status: 503 });
 
+    expect(worker.linesOf("waiting_for").at(-1)).toMatchObject({
+      err: { message: expect.stringContaining("REDIS_URL") as unknown },
+    });
+
     await OwnServer.redis(redisPort);
     await worker.untilReady();
     expect(await worker.get("/ready")).toMatchObject({ status: 200 });
+    const [mongo, redis] = worker.lines.filter(({ event }) => event.startsWith("connected"));
+    expect(mongo).toMatchObject(
+      servers.mongodb.standIn
+        ? { event: "connected_stand_in", level: "warn" }
+        : { event: "connected", level: "info", what: expect.stringMatching(/\d+\.\d+/) as unknown },
+    );
+    expect(redis).toMatchObject({
+      event: "connected",
+      what: expect.stringMatching(/^\w+ \d+\.\d+/) as unknown,
+    });
     const session = { id: "sess-early", sizes: [10, 5_000] };
     const heard = deployment.listen();
     const producer = deployment.producer();
