@@ -11,6 +11,7 @@ import {
   type TestSession,
   untilSealed,
 } from "../support/deployment.ts";
+import { openForgetfulProxy } from "../support/forgetful-proxy.ts";
 import { OwnServer } from "../support/own-servers.ts";
 import { requireRealMongod, testServers } from "../support/servers.ts";
 import { until, type WorkerProcess } from "../support/worker-process.ts";
@@ -111,6 +112,64 @@ describe("Redis", () => {
     await deployment.producer().enqueueAll(chunksOf(session));
     await untilSealed(deployment, [session], SEAL_MS_MAX);
     await expectEveryEffectOnce(deployment, heard, [session]);
+  });
+});
+
+/** A NAT or a load balancer that has forgotten a connection tells neither side: only silence does. */
+describe("connections to Redis that go silent, where new ones work", () => {
+  const FORGOTTEN_MS_MAX = 20_000;
+
+  test("under load: the worker consumes again by itself, says so in /ready, and fails no job", async () => {
+    const redis = await OwnServer.redis();
+    const proxy = await openForgetfulProxy(Number(new URL(redis.url).port));
+    const deployment = new Deployment({ ...servers, redisUrl: redis.url, env: SLOW });
+    const session = loadOf(servers.sessionId("forgotten"), 200);
+    const producer = deployment.producer();
+    await producer.enqueueAll(inTurn([session]));
+    await finalizeAll(producer, [session]);
+    const worker = await deployment.readyWorker({ REDIS_URL: `redis://127.0.0.1:${proxy.port}` });
+    await worker.untilLine("chunk_committed", 20_000, 3);
+
+    proxy.forget();
+    const silentMs = performance.now();
+    const before = operatorLines(worker);
+    const committed = worker.linesOf("chunk_committed").length;
+    const resumed = until(
+      "jobs are taken again",
+      // What was taken before may be committed long after: those at work, and as many that were fetched.
+      () => worker.linesOf("chunk_committed").length >= committed + 2 * 4 + 1,
+      FORGOTTEN_MS_MAX,
+    );
+    await sleep(3_000);
+    expect(await worker.get("/health")).toMatchObject({ status: 200 });
+    expect(await worker.get("/ready")).toMatchObject({ status: 503 });
+    await resumed;
+    const seconds = (performance.now() - silentMs) / 1000;
+    expect(operatorLines(worker) - before).toBeLessThanOrEqual(seconds + 1);
+    await until("ready", async () => (await worker.get("/ready")).status === 200, FORGOTTEN_MS_MAX);
+
+    const heard = deployment.listen();
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+    await expectEveryEffectOnce(deployment, heard, [session]);
+    expect(await deployment.queue("session-chunks").getJobCountByTypes("failed")).toBe(0);
+    expect((await worker.terminate()).code).toBe(0);
+  });
+
+  test("an idle worker takes a new job, and a worker stops in time whose connections are silent", async () => {
+    const redis = await OwnServer.redis();
+    const proxy = await openForgetfulProxy(Number(new URL(redis.url).port));
+    const deployment = new Deployment({ ...servers, redisUrl: redis.url, env: SLOW });
+    const session = loadOf(servers.sessionId("forgotten-idle"), 1);
+    const worker = await deployment.readyWorker({ REDIS_URL: `redis://127.0.0.1:${proxy.port}` });
+    proxy.forget();
+    await deployment.producer().enqueueAll(inTurn([session]));
+    await worker.untilLine("chunk_committed", FORGOTTEN_MS_MAX);
+    expect(await worker.get("/health")).toMatchObject({ status: 200 });
+
+    proxy.forget();
+    const { code, afterSignalMs } = await worker.terminate();
+    expect(code).toBe(0);
+    expect(afterSignalMs).toBeLessThan(30_000);
   });
 });
 

@@ -14,11 +14,13 @@ import {
 } from "../../src/adapters/bullmq/event-publisher.ts";
 import type { Consumer, JobOutcome } from "../../src/adapters/bullmq/job-worker.ts";
 import { createProducer } from "../../src/adapters/bullmq/producer.ts";
+import { closeClient, failFastClient, waitingClient } from "../../src/adapters/redis/client.ts";
 import { createRedisPayloadStore } from "../../src/adapters/redis/payload-store.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
 import { errorCodeOf, LucidError } from "../../src/core/errors.ts";
 import { sessionId } from "../../src/core/ids.ts";
 import { createPatience } from "../../src/pipeline/patience.ts";
+import { openForgetfulProxy } from "../support/forgetful-proxy.ts";
 
 /* A Redis of this file's own, that is killed and comes back on the same port with its data (AOF). */
 
@@ -304,4 +306,63 @@ test("a Redis without memory is back-pressure for producers and no hot loop for 
   await added;
   await until("the others", () => seen.size === 4, 10_000);
   expect(outcomes.every(({ outcome }) => outcome === "completed")).toBe(true);
+}, 60_000);
+
+test("only silence while a reply is due cuts a connection: an idle one stays, and one whose reply takes long", async () => {
+  const LIMIT_MS = 10_000;
+  const VALUE_BYTES = 1_200_000;
+  const proxy = await openForgetfulProxy(port);
+  const opened = [waitingClient, failFastClient].map((open) => {
+    const client = open(
+      { url: `redis://127.0.0.1:${proxy.port}`, onError: (where) => errors.push(where) },
+      "t",
+    );
+    closers.push(() => closeClient(client));
+    return client;
+  });
+  const [slow, idle] = opened;
+  errors.length = 0;
+  await until("connections", () => opened.every(({ status }) => status === "ready"));
+  let closed = 0;
+  for (const client of opened) client.on("close", () => (closed += 1));
+  await slow?.set("big", Buffer.alloc(VALUE_BYTES));
+  await idle?.ping();
+  proxy.limit(VALUE_BYTES / 12);
+  const startedMs = performance.now();
+  expect((await slow?.getBuffer("big"))?.byteLength).toBe(VALUE_BYTES);
+  expect(performance.now() - startedMs).toBeGreaterThan(LIMIT_MS + 1_000);
+  expect(await idle?.ping()).toBe("PONG");
+  expect([closed, errors]).toEqual([0, []]);
+}, 60_000);
+
+test("a completion that is sent again, as its reply was lost in silence, fails no job", async () => {
+  seen.clear();
+  // Whose completion is the one command that follows the work: inline bytes are replaced by a stub before.
+  const referring = (index: number) => ({
+    session_id: "s",
+    chunk_id: `s-chunk-${index}`,
+    payload_ref: { store: "redis", key: `lucid:payload:{s}:${index}` },
+    size_bytes: 1,
+    blake3: "ab".repeat(32),
+  });
+  const proxy = await openForgetfulProxy(port);
+  const consumer = consume(
+    async (task, context) => {
+      if (seen.size === 0) proxy.forget("replies");
+      return remember(task, context);
+    },
+    { redisUrl: `redis://127.0.0.1:${proxy.port}`, concurrency: 1, lockDurationMs: 15_000 },
+  );
+  await until("a connection", () => consumer.connected);
+  await withQueue("session-chunks", async (queue) => {
+    await queue.add("process-chunk", referring(0), { jobId: "s.0" });
+    await until("the completion", async () => (await queue.getJobCountByTypes("completed")) === 1);
+    await until("the loss is noticed", () => !consumer.connected, 12_000);
+    await until("a connection", () => consumer.connected);
+    // Behind it over the same connection; then, with the job's end known by a reply, the next one is taken.
+    await queue.add("process-chunk", referring(1), { jobId: "s.1" });
+    await until("the next job", () => seen.size === 2, 15_000);
+    expect(await queue.getJobCounts("failed", "completed")).toMatchObject({ failed: 0 });
+    expect(outcomes.map(({ outcome }) => outcome)).toEqual(["completed", "completed"]);
+  });
 }, 60_000);

@@ -21,6 +21,15 @@ const CONNECT_TIMEOUT_MS = 5_000;
 const DISCONNECT_TIMEOUT_MS = 200;
 /** A reply that takes longer is taken as lost. Far above the time of the largest payload. */
 const COMMAND_TIMEOUT_MS = 10_000;
+/**
+ * A connection that brings nothing for this long, though a reply is due, is given up and made anew: a NAT or load balancer that has
+ * forgotten it tells neither side. A long reply isn't cut, as each of its bytes counts, nor is a connection that waits for none.
+ */
+const SILENCE_MS_MAX = COMMAND_TIMEOUT_MS;
+/** Of a connection on which BullMQ blocks for a job: for 10 s at most, and after another one it gives the command up itself. */
+const BLOCKING_SILENCE_MS_MAX = 15_000;
+/** How often a connection that may be idle asks for a reply: so that nothing between forgets it, or its loss is known before it is needed. */
+const PING_INTERVAL_MS = 5_000;
 /** A failover can leave us connected to what is a replica now: reconnect, and send the command again. */
 const RECONNECT_AND_RESEND = 2;
 
@@ -30,11 +39,15 @@ const COMMON: ClientOptions = {
   // ioredis keeps a timer of this length after every disconnect of a connection that was lost already.
   disconnectTimeout: DISCONNECT_TIMEOUT_MS,
   connectTimeout: CONNECT_TIMEOUT_MS,
+  socketTimeout: SILENCE_MS_MAX,
   retryStrategy: (times) => Math.min(RECONNECT_FIRST_MS * 2 ** Math.min(times - 1, 10), RECONNECT_MAX_MS),
   reconnectOnError: (error) => (error.message.startsWith("READONLY") ? RECONNECT_AND_RESEND : false),
 };
 
-/** Commands wait for Redis as long as it takes: what BullMQ's workers need. */
+/**
+ * Commands wait for Redis as long as it takes: what BullMQ's workers need. Those without a reply when a connection is lost are sent again, and
+ * may be applied twice: BullMQ's scripts then find the job not theirs any more.
+ */
 const WAITS: ClientOptions = { ...COMMON, maxRetriesPerRequest: null };
 
 /**
@@ -82,11 +95,23 @@ export class OwnedRedis extends Redis {
     setImmediate(() => stream.uncork());
   }
 
+  /** What BullMQ blocks on. */
   override duplicate(override?: Partial<RedisOptions>): Redis {
-    const copy = super.duplicate(override);
+    const copy = super.duplicate({ socketTimeout: BLOCKING_SILENCE_MS_MAX, ...override });
     this.#listen(copy);
     this.#copies.push(copy);
     return copy;
+  }
+
+  /** From now on, until the connection ends for good. BullMQ's workers need none: they are never idle for long. */
+  pingRegularly(): this {
+    const timer = setInterval(() => {
+      // Whether it is answered is for the connection to notice.
+      if (this.status === "ready") this.ping().catch(() => undefined);
+    }, PING_INTERVAL_MS);
+    timer.unref();
+    this.once("end", () => clearInterval(timer));
+    return this;
   }
 
   /** Cuts the connections: what waits for a reply is rejected. */
@@ -108,7 +133,7 @@ export function waitingClient(target: RedisTarget, where: string): OwnedRedis {
 }
 
 export function failFastClient(target: RedisTarget, where: string): OwnedRedis {
-  return new OwnedRedis(target, where, FAILS_FAST);
+  return new OwnedRedis(target, where, FAILS_FAST).pingRegularly();
 }
 
 /**
@@ -119,7 +144,7 @@ export function valueClient(target: RedisTarget, where: string, valueBytesMax: n
   const options = isPlainTcp(target.url)
     ? { ...FAILS_FAST, Connector: ringConnector(valueBytesMax) }
     : FAILS_FAST;
-  return new OwnedRedis(target, where, options);
+  return new OwnedRedis(target, where, options).pingRegularly();
 }
 
 /** As ioredis reads the URL, whose query may name a socket in the file system, or ask for TLS. */

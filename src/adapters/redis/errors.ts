@@ -11,7 +11,7 @@ const CONNECTION_ERROR_NAMES: ReadonlySet<string> = new Set([
   "ConnectionClosedError",
 ]);
 const CONNECTION_MESSAGES =
-  /Connection is closed|Stream isn't writeable|timed out|ETIMEDOUT|ECONNREFUSED|All sentinels are unreachable/i;
+  /Connection is closed|Stream isn't writeable|timed out|Socket timeout|ETIMEDOUT|ECONNREFUSED|All sentinels are unreachable/i;
 
 /** QUEUE_UNAVAILABLE for what passes when Redis is back; INTERNAL for what doesn't. */
 export function redisErrorCode(thrown: unknown): ErrorCode {
