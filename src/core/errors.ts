@@ -52,6 +52,7 @@ export const ERROR_DISPOSITIONS = {
   // The surroundings.
   STORE_UNAVAILABLE: "released",
   QUEUE_UNAVAILABLE: "released",
+  JOB_LOCK_LOST: "released",
   SHUTTING_DOWN: "released",
   ATTEMPT_EXPIRED: "released",
   // Neighbours over HTTP.

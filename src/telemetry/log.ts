@@ -164,6 +164,13 @@ export const LOG_EVENTS = {
     optional: ["job_id", "delay_ms"],
     limitBy: "queue",
   },
+  /** Whoever takes the job over says so: job_stalled. */
+  job_lock_lost: {
+    level: "debug",
+    message: "lock on a job was lost, another delivery will do it",
+    fields: ["queue", "err"],
+    limitBy: "queue",
+  },
   job_stalled: {
     level: "warn",
     message: "job lost its worker, taken over",

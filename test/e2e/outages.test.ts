@@ -115,6 +115,49 @@ describe("Redis", () => {
   });
 });
 
+describe("Redis that is frozen, killed, or out of memory", () => {
+  test("is told as what it is, at most once a second, and nothing as unforeseen", async () => {
+    const redis = await OwnServer.redis();
+    const env = { ...SLOW, LOCK_DURATION: "5", STALLED_INTERVAL: "2" };
+    const deployment = new Deployment({ ...servers, redisUrl: redis.url, env });
+    const session = loadOf(servers.sessionId("trouble"), 400);
+    const worker = await underLoad(deployment, session);
+    const trouble = async (what: string, seconds: number, begin: () => unknown, end: () => unknown) => {
+      const before = operatorLines(worker);
+      await begin();
+      await sleep(seconds * 1000);
+      expect(operatorLines(worker) - before, what).toBeLessThanOrEqual(seconds + 1);
+      expect(await worker.get("/health"), what).toMatchObject({ status: 200 });
+      await end();
+      await resumedAfter(worker, 30_000);
+    };
+    await trouble(
+      "frozen",
+      12,
+      () => redis.freeze(),
+      () => redis.thaw(),
+    );
+    await trouble(
+      "killed",
+      6,
+      () => redis.kill(),
+      () => redis.restart(),
+    );
+    const admin = deployment.redis();
+    await trouble(
+      "full",
+      8,
+      () => admin.config("SET", "maxmemory", "1"),
+      () => admin.config("SET", "maxmemory", "0"),
+    );
+    const codes = worker.lines.map(({ err }) => (err as { code?: string } | undefined)?.code);
+    expect(codes).toContain("QUEUE_UNAVAILABLE");
+    expect(codes).not.toContain("INTERNAL");
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+    expect(await deployment.queue("session-chunks").getJobCountByTypes("failed")).toBe(0);
+  });
+});
+
 /** A NAT or a load balancer that has forgotten a connection tells neither side: only silence does. */
 describe("connections to Redis that go silent, where new ones work", () => {
   const FORGOTTEN_MS_MAX = 20_000;
@@ -147,6 +190,9 @@ describe("connections to Redis that go silent, where new ones work", () => {
     const seconds = (performance.now() - silentMs) / 1000;
     expect(operatorLines(worker) - before).toBeLessThanOrEqual(seconds + 1);
     await until("ready", async () => (await worker.get("/ready")).status === 200, FORGOTTEN_MS_MAX);
+
+    // Locks were lost meanwhile; that follows, and is no trouble of its own.
+    expect(worker.linesOf("queue_error")).toEqual([]);
 
     const heard = deployment.listen();
     await untilSealed(deployment, [session], SEAL_MS_MAX);

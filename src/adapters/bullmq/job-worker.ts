@@ -8,7 +8,7 @@ import { redisErrorCode, throwRedisError } from "../redis/errors.ts";
 import { plainFields, type TextLimits } from "../../pipeline/job-text.ts";
 import { countOf, pauseAfter } from "./put-off.ts";
 import { type JobPolicy, RetryingWorker } from "./retrying-worker.ts";
-import { failAttempt, failForGood, isVerdict, released } from "./verdicts.ts";
+import { failAttempt, failForGood, isLostLock, isVerdict, released } from "./verdicts.ts";
 
 /** How long an idle worker blocks for a job, seconds; a new job ends it at once, this only bounds a lost wake-up. */
 const DRAIN_DELAY_SECONDS = 5;
@@ -398,7 +398,8 @@ class JobConsumer implements Consumer {
 
   #report(thrown: unknown, what = "worker"): void {
     if (isVerdict(thrown)) return;
-    this.#options.observer.onError(`${this.#kind.queue} ${what}`, redisErrorCode(thrown));
+    const code = isLostLock(thrown) ? "JOB_LOCK_LOST" : redisErrorCode(thrown);
+    this.#options.observer.onError(`${this.#kind.queue} ${what}`, code);
   }
 }
 

@@ -1,4 +1,4 @@
-import { UnrecoverableError, WaitingError } from "bullmq";
+import { ErrorCode as BullmqCode, UnrecoverableError, WaitingError } from "bullmq";
 import type { LucidError } from "../../core/errors.ts";
 
 /** The attempt failed and the job is tried again, later. Its message is what Redis keeps as `failedReason`. */
@@ -31,4 +31,19 @@ export function isVerdict(thrown: unknown): boolean {
     thrown instanceof AttemptFailedError ||
     thrown instanceof WaitingError
   );
+}
+
+/** BullMQ's answers to a worker that asks for something about a job which isn't its own any more, or isn't there. */
+const LOST_LOCK_CODES: ReadonlySet<unknown> = new Set([
+  BullmqCode.JobNotExist,
+  BullmqCode.JobLockNotExist,
+  BullmqCode.JobNotInState,
+  BullmqCode.JobLockMismatch,
+]);
+const LOST_LOCK_MESSAGE = /^could not renew lock for job /;
+
+/** True for what a worker meets after its lock ran out: the job is, or will be, another delivery's. */
+export function isLostLock(thrown: unknown): boolean {
+  if (!(thrown instanceof Error)) return false;
+  return LOST_LOCK_MESSAGE.test(thrown.message) || ("code" in thrown && LOST_LOCK_CODES.has(thrown.code));
 }

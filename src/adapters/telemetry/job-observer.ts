@@ -16,6 +16,12 @@ export function createJobObserver(log: Log, metrics: Metrics, outages: Outages):
         log.event("store_unavailable", { what: "redis", stage: where, err });
         return;
       }
+      if (code === "JOB_LOCK_LOST") {
+        // Follows from an outage or a pause, and may come for every job at once.
+        const err = new LucidError(code, "the job is another worker's, or will be");
+        log.event("job_lock_lost", { queue: where, err });
+        return;
+      }
       log.event("queue_error", { queue: where, err: new LucidError(code, "redis or its connection failed") });
     },
     onStalled(queue, jobId) {
