@@ -68,7 +68,7 @@ export function enqueueCommand(): Command {
           signal,
         });
         const bar = output.progress(`enqueue ${session}`, total, "chunks");
-        let added = 0;
+        const queued = new QueuedChunks(flags.firstIndex);
         try {
           // Before anything is queued, where the file's length tells how many there will be.
           if (size !== undefined && total > 0) {
@@ -81,7 +81,10 @@ export function enqueueCommand(): Command {
             splitStream(untilAborted(openInput(file), signal), chunkBytes),
             flags,
           );
-          const result = await producer.enqueueAll(possible(chunks, foreseen), () => bar.update(++added));
+          const result = await producer.enqueueAll(possible(chunks, foreseen), ({ index }) => {
+            queued.add(index);
+            bar.update(queued.count);
+          });
           const chunkCount = flags.firstIndex + result.chunks;
           if (flags.finalize) {
             await foreseen.checkCount(chunkCount);
@@ -103,8 +106,7 @@ export function enqueueCommand(): Command {
           return 0;
         } catch (thrown) {
           bar.stop();
-          if (added > 0)
-            output.say(`${counted(added, "chunk")} had been queued; sending the same again does no harm`);
+          if (queued.count > 0) output.say(howToGoOn(session, file, queued, chunkBytes));
           throw thrown;
         } finally {
           bar.stop();
@@ -113,6 +115,39 @@ export function enqueueCommand(): Command {
         }
       }),
     );
+}
+
+/** Which chunks are known to be queued; they become so in any order. */
+class QueuedChunks {
+  readonly #beyond = new Set<number>();
+  readonly first: number;
+  /** The first index that isn't known to be queued. */
+  next: number;
+
+  constructor(first: number) {
+    this.first = first;
+    this.next = first;
+  }
+
+  get count(): number {
+    return this.next - this.first + this.#beyond.size;
+  }
+
+  add(index: number): void {
+    this.#beyond.add(index);
+    while (this.#beyond.delete(this.next)) this.next += 1;
+  }
+}
+
+/** After a failure, with chunks queued. What comes from standard input mostly can't be had again, and is gone on with. */
+function howToGoOn(id: SessionId, file: string, queued: QueuedChunks, chunkBytes: number): string {
+  const had = `${counted(queued.count, "chunk")} had been queued`;
+  if (file !== "-") return `${had}; to go on, give the same command again: what is queued twice does no harm`;
+  const skipped = (queued.next - queued.first) * chunkBytes;
+  return (
+    `${had}, all below index ${queued.next}; to go on, leave out the first ${skipped} bytes of that input and send the rest: ` +
+    `${PROGRAM} enqueue ${id} - --first-index ${queued.next} --chunk-size ${chunkBytes}, with the other options as before`
+  );
 }
 
 function whatFollows(

@@ -9,6 +9,7 @@ import type { Config } from "../config.ts";
 import type { Output } from "./output.ts";
 import { redisTarget } from "./redis-target.ts";
 
+/** Of a producer that waits people are told, and when it goes on. */
 export function openProducer(
   config: Config,
   output: Output,
@@ -18,6 +19,13 @@ export function openProducer(
   return createProducer({
     ...redisTarget(config, output, CONNECT_TIMEOUT_MS / 1_000),
     ...options,
+    onOutage(reason) {
+      const what = reason === "out-of-memory" ? "has no memory left" : "does not answer, or refuses for now";
+      output.say(`Redis ${what}: waiting for it, for as long as that takes; Ctrl-C ends this`);
+    },
+    onResumed() {
+      output.say("Redis is back: going on");
+    },
     prefix: queues.prefix,
     queueSizeMax: queues.backPressureJobs,
     payloadTtlSeconds: queues.payloadTtlSeconds,

@@ -2,7 +2,7 @@ import type { RedisTarget } from "../adapters/redis/client.ts";
 import type { Config } from "../config.ts";
 import type { Output } from "./output.ts";
 
-/** That a command waits for a Redis which isn't there is said, once. What is lost later fails at once. */
+/** That a command waits for a Redis which isn't there is said, once. What is lost later is for its user to tell. */
 export function redisTarget({ redis }: Config, output: Output, patienceSeconds: number): RedisTarget {
   let isExpected = true;
   return {

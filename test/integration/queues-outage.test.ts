@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Queue } from "bullmq";
 import { Redis } from "ioredis";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { freePort } from "../../deploy/local/free-port.ts";
 import { type LocalServer, startLocalRedis } from "../../deploy/local/servers.ts";
 import { type ChunkConsumerOptions, createChunkConsumer } from "../../src/adapters/bullmq/chunk-consumer.ts";
@@ -13,7 +13,7 @@ import {
   createEventPublisher,
 } from "../../src/adapters/bullmq/event-publisher.ts";
 import type { Consumer, JobOutcome } from "../../src/adapters/bullmq/job-worker.ts";
-import { createProducer } from "../../src/adapters/bullmq/producer.ts";
+import { createProducer, type Producer, type ProducerOptions } from "../../src/adapters/bullmq/producer.ts";
 import { closeClient, failFastClient, waitingClient } from "../../src/adapters/redis/client.ts";
 import { createRedisPayloadStore } from "../../src/adapters/redis/payload-store.ts";
 import { createSystemClock } from "../../src/adapters/system/clock.ts";
@@ -54,6 +54,19 @@ async function startRedis(): Promise<void> {
 async function killRedis(): Promise<void> {
   process.kill(server?.pid ?? 0, "SIGKILL");
   await server?.stop();
+}
+
+async function signalRedis(signal: NodeJS.Signals): Promise<void> {
+  try {
+    process.kill(server?.pid ?? 0, signal);
+  } catch (thrown) {
+    // Gone already, which only SIGCONT may find.
+    if (signal !== "SIGCONT") throw thrown;
+  }
+}
+
+async function limitMemory(bytes: string): Promise<void> {
+  await withQueue("session-chunks", (_queue, redis) => redis.config("SET", "maxmemory", bytes));
 }
 
 const url = () => `redis://127.0.0.1:${port}`;
@@ -366,3 +379,78 @@ test("a completion that is sent again, as its reply was lost in silence, fails n
     expect(outcomes.map(({ outcome }) => outcome)).toEqual(["completed", "completed"]);
   });
 }, 60_000);
+
+describe("a producer that has been connected", () => {
+  const told: string[] = [];
+
+  function patientProducer(over: Partial<ProducerOptions> = {}): Producer {
+    told.length = 0;
+    const producer = createProducer({
+      url: url(),
+      prefix: PREFIX,
+      queueSizeMax: 1000,
+      payloadTtlSeconds: 600,
+      clock,
+      onError: () => undefined,
+      onOutage: (reason) => told.push(reason),
+      onResumed: () => told.push("resumed"),
+      ...over,
+    });
+    closers.push(() => producer.close());
+    return producer;
+  }
+
+  /** As a recorder brings them: what isn't taken now can't be had again. */
+  async function* recorded(count: number, pauseMs: number) {
+    for (let index = 0; index < count; index++) {
+      yield { sessionId: "s", index, bytes: new Uint8Array(100).fill(index) };
+      await sleep(pauseMs);
+    }
+  }
+
+  const waiting = () => withQueue("session-chunks", (queue) => queue.getJobCountByTypes("waiting"));
+
+  test.each([
+    // Longer than the first connection is waited for.
+    ["killed for 12 s", "unavailable", killRedis, startRedis, 12_000],
+    ["frozen for 14 s", "unavailable", () => signalRedis("SIGSTOP"), () => signalRedis("SIGCONT"), 14_000],
+    ["full for 3 s", "out-of-memory", () => limitMemory("1"), () => limitMemory("0"), 3_000],
+  ] as const)("waits for a Redis that is %s, and tells of it once", async (_, reason, begin, end, ms) => {
+    const all = patientProducer().enqueueAll(recorded(60, 50));
+    await sleep(500);
+    await begin();
+    await sleep(ms);
+    expect(told).toEqual([reason]);
+    await end();
+    expect((await all).chunks).toBe(60);
+    expect(await waiting()).toBe(60);
+    expect(told).toEqual([reason, "resumed"]);
+  });
+
+  test("doesn't wait for rights that it hasn't got", async () => {
+    await withQueue("session-chunks", (_queue, redis) =>
+      redis.call("ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@all", "-set"),
+    );
+    const producer = patientProducer({ url: `redis://reader:pw@127.0.0.1:${port}` });
+    const refused = producer.enqueueChunk({ sessionId: "s", index: 0, bytes: new Uint8Array(1) });
+    await expect(refused).rejects.toMatchObject({ code: "QUEUE_UNAVAILABLE" });
+  });
+
+  test.each([
+    ["killed", killRedis],
+    ["frozen", () => signalRedis("SIGSTOP")],
+  ] as const)("is ended by its signal alone while Redis is %s", async (_, begin) => {
+    const controller = new AbortController();
+    const producer = patientProducer({ signal: controller.signal });
+    const chunk = { sessionId: "s", index: 0, bytes: new Uint8Array(10) };
+    await producer.enqueueChunk(chunk);
+    await begin();
+    const ended = producer.enqueueChunk({ ...chunk, index: 1 }).then(() => "none", errorCodeOf);
+    expect(await Promise.race([ended, sleep(2_000, "waits")])).toBe("waits");
+    const startedMs = performance.now();
+    controller.abort();
+    expect(await ended).toBe("SHUTTING_DOWN");
+    expect(performance.now() - startedMs).toBeLessThan(2_000);
+    await signalRedis("SIGCONT");
+  });
+});

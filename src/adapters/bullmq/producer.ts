@@ -16,14 +16,8 @@ import {
 import type { z } from "zod";
 import { coalesce } from "../coalesce.ts";
 import type { FilePayloadStore } from "../file/payload-store.ts";
-import {
-  closeClient,
-  failFastClient,
-  type OwnedRedis,
-  type RedisTarget,
-  waitUntilReady,
-} from "../redis/client.ts";
-import { asRedisError, isOutOfMemory, throwRedisError } from "../redis/errors.ts";
+import { closeClient, failFastClient, type OwnedRedis, type RedisTarget } from "../redis/client.ts";
+import { asRedisError, isForbidden, isOutOfMemory, throwRedisError } from "../redis/errors.ts";
 import { createRedisPayloadStore } from "../redis/payload-store.ts";
 import { keepJobs, type Retention } from "./retrying-worker.ts";
 
@@ -36,8 +30,15 @@ const RESUME_SHARE = 0.75;
 /** The queue is counted after at most this many chunks, and after an eighth of QUEUE_SIZE if that is less. */
 const CHUNKS_PER_COUNT_MAX = 32;
 const BACK_PRESSURE_PAUSE_MS = 50;
-const OUT_OF_MEMORY_PAUSE_MS = 250;
+/** Between two tries while Redis is away or refuses. */
+const OUTAGE_PAUSE_MS = 250;
+/** What is over sooner isn't told: a connection that is lost is mostly there again in a moment. */
+const OUTAGE_TOLD_AFTER_MS = 1_000;
+/** For the first connection; what is lost later is waited for without a limit. */
 export const CONNECT_TIMEOUT_MS = 10_000;
+const CONNECT_POLL_MS = 20;
+/** For what is under way when the signal fires: a Redis that hangs must not hold the end up. */
+const STOP_GRACE_MS = 1_000;
 /** Hex digits of the chunk's BLAKE3 in its job id and payload name: other bytes at an index are another job. */
 const DIGEST_CHARS = 16;
 /** The worker sets its own; these hold while jobs are only seen by others. */
@@ -65,6 +66,9 @@ export interface ChunkToEnqueue {
 
 export type FinalizeData = z.input<typeof finalizeSessionDataSchema>;
 
+/** Why a producer waits: Redis is away, hangs or refuses for now; or it is up and has no memory left (noeviction). */
+export type OutageReason = "unavailable" | "out-of-memory";
+
 export interface ProducerOptions extends RedisTarget {
   readonly prefix: string;
   /** QUEUE_SIZE: jobs not yet taken at which the producer waits. */
@@ -73,19 +77,33 @@ export interface ProducerOptions extends RedisTarget {
   /** Needed for chunks with store "file". */
   readonly files?: FilePayloadStore;
   readonly clock: Clock;
-  /** Ends every wait: what is under way fails with SHUTTING_DOWN. */
+  /** Ends every wait: what is under way fails with SHUTTING_DOWN, within a second or so. Without one an outage has no end but its own. */
   readonly signal?: AbortSignal;
+  /** Hears once of each outage that lasts for more than a second. */
+  readonly onOutage?: (reason: OutageReason) => void;
+  /** Hears once of its end, with the first command that got through. */
+  readonly onResumed?: () => void;
 }
 
+/**
+ * Patience: a Redis that can't be reached at first is reported after CONNECT_TIMEOUT_MS, with QUEUE_UNAVAILABLE, as REDIS_URL may be
+ * wrong. From the first connection on every call waits a Redis out that is away, hangs, loads or has no memory left, for as long as
+ * that takes, and sends again what has no reply: for a source that can't say it twice. Only the signal ends such a wait. Whoever wants
+ * a limit fires it: `AbortSignal.timeout(ms)`.
+ */
 export interface Producer {
   /**
-   * Writes the payload, then adds the job; resolves when Redis has both. Waits while the queue is full, Redis has no memory
-   * left, or too many calls are under way, so callers may start as many calls as they have chunks in memory.
+   * Writes the payload, then adds the job; resolves when Redis has both. Waits while the queue is full, Redis is away (see above), or too
+   * many calls are under way, so callers may start as many calls as they have chunks in memory.
    * The same chunk again is harmless, and always takes effect: a job of it that is done or has failed runs again, and adopts
-   * the chunk if that is still committed. Throws QUEUE_UNAVAILABLE, SHUTTING_DOWN, JOB_INVALID.
+   * the chunk if that is still committed. Throws QUEUE_UNAVAILABLE before the first connection, or if Redis doesn't grant what it needs
+   * (NOPERM); SHUTTING_DOWN, upon which the chunk may be queued or not; JOB_INVALID.
    */
   enqueueChunk(chunk: ChunkToEnqueue): Promise<void>;
-  /** All of them, a bounded number at the same time and taken from `chunks` as they go; stops at the first error. */
+  /**
+   * All of them, a bounded number at the same time and taken from `chunks` as they go; stops at the first error. In an outage no more
+   * is taken. Those that `onAdded` was told of are queued, of others that were taken it isn't known.
+   */
   enqueueAll(
     chunks: AsyncIterable<ChunkToEnqueue> | Iterable<ChunkToEnqueue>,
     onAdded?: (chunk: ChunkToEnqueue) => void,
@@ -93,6 +111,7 @@ export interface Producer {
   /** Again takes effect as above; another count for a session that has one is refused where it is processed. Throws as above. */
   finalize(data: FinalizeData): Promise<void>;
   readonly commands: number;
+  /** Ends every wait, as the signal does. */
   close(): Promise<void>;
 }
 
@@ -120,10 +139,23 @@ class ClaimCheckProducer implements Producer {
   #admitted = 0;
   #room: Promise<void> | undefined;
   #connected: Promise<void> | undefined;
+  readonly #closed = new AbortController();
+  #hasBeenConnected = false;
+  #outage: { readonly sinceMs: number; isTold: boolean } | undefined;
+  readonly #operations = new Set<(error: LucidError) => void>();
+  #stopTimer: NodeJS.Timeout | undefined;
+  readonly #onAbort = (): void => {
+    const end = (): void => {
+      for (const reject of this.#operations) reject(stopped());
+    };
+    this.#stopTimer = setTimeout(end, STOP_GRACE_MS);
+  };
 
   constructor(options: ProducerOptions) {
     this.#options = options;
-    this.#signal = options.signal ?? new AbortController().signal;
+    const signals = options.signal === undefined ? [] : [options.signal];
+    this.#signal = AbortSignal.any([this.#closed.signal, ...signals]);
+    this.#signal.addEventListener("abort", this.#onAbort, { once: true });
     this.#client = failFastClient(options, "producer");
     this.#payloads = createRedisPayloadStore(options);
     this.#chunks = this.#openQueue(QUEUE_CHUNKS);
@@ -143,10 +175,10 @@ class ClaimCheckProducer implements Producer {
   async enqueueChunk(chunk: ChunkToEnqueue): Promise<void> {
     const release = await this.#inFlight.take(chunk.bytes.byteLength);
     try {
-      await this.#whenConnected();
       await this.#whenRoom();
       this.#admitted += 1;
-      await this.#putInQueue(chunk).finally(() => {
+      // As a whole: a Redis that comes back without its last second may have lost the payload that it had.
+      await this.#patiently(() => this.#putInQueue(chunk)).finally(() => {
         this.#admitted -= 1;
       });
     } finally {
@@ -185,10 +217,9 @@ class ClaimCheckProducer implements Producer {
 
   async finalize(data: FinalizeData): Promise<void> {
     const { sessionId: session, chunkCount } = parseFinalizeJob(data);
-    await this.#whenConnected();
     // The count is in the id: under one id a second, different count would be dropped without a word.
     const opts = { ...jobOptions(), jobId: `${session}.finalize.${chunkCount}` };
-    await this.#retryingOutOfMemory(async () => {
+    await this.#patiently(async () => {
       await forgetCompleted(this.#client, this.#control, [opts.jobId]);
       await this.#control.add(JOB_FINALIZE_SESSION, data, opts);
       const states = await statesOf(this.#client, this.#control, [opts.jobId]);
@@ -197,9 +228,11 @@ class ClaimCheckProducer implements Producer {
   }
 
   async close(): Promise<void> {
+    this.#closed.abort();
     // The queues don't own the connection; closing them takes off their listeners.
     await Promise.allSettled([this.#chunks.close(), this.#control.close()]);
     await Promise.all([closeClient(this.#client), this.#payloads.close()]);
+    clearTimeout(this.#stopTimer);
   }
 
   async #putInQueue(chunk: ChunkToEnqueue): Promise<void> {
@@ -223,7 +256,7 @@ class ClaimCheckProducer implements Producer {
         ...(chunk.metadata === undefined ? {} : { metadata: chunk.metadata }),
       },
     };
-    const outcome = await this.#retryingOutOfMemory(() => this.#add(job));
+    const outcome = await this.#add(job);
     // Done while it was sent again: nobody will read, and remove, the payload that was just written.
     if (outcome === "completed") await this.#removePayload(session, source);
   }
@@ -235,8 +268,8 @@ class ClaimCheckProducer implements Producer {
   ): Promise<Pick<ProcessChunkData, "payload_ref" | "chunk_data_base64">> {
     switch (store) {
       case "redis": {
-        const write = () => this.#payloads.write(session, name, bytes, this.#options.payloadTtlSeconds);
-        return { payload_ref: await this.#retryingOutOfMemory(write) };
+        const ttlSeconds = this.#options.payloadTtlSeconds;
+        return { payload_ref: await this.#payloads.write(session, name, bytes, ttlSeconds) };
       }
       case "file": {
         const { files } = this.#options;
@@ -273,9 +306,16 @@ class ClaimCheckProducer implements Producer {
     return states.map(({ state }) => (state === "completed" ? "completed" : "added"));
   }
 
+  get #isConnected(): boolean {
+    return this.#client.status === "ready" && this.#payloads.connected;
+  }
+
   /** Commands fail while the connection isn't there yet, or is being made anew: all calls wait for it together. */
   async #whenConnected(): Promise<void> {
-    if (this.#client.status === "ready" && this.#payloads.connected) return;
+    if (this.#isConnected) {
+      this.#hasBeenConnected = true;
+      return;
+    }
     this.#connected ??= this.#waitForConnections().finally(() => {
       this.#connected = undefined;
     });
@@ -283,12 +323,15 @@ class ClaimCheckProducer implements Producer {
   }
 
   async #waitForConnections(): Promise<void> {
-    const ready = await Promise.all([
-      waitUntilReady(this.#client, CONNECT_TIMEOUT_MS),
-      this.#payloads.waitUntilReady(CONNECT_TIMEOUT_MS),
-    ]);
-    if (ready.includes(false))
-      throw new LucidError("QUEUE_UNAVAILABLE", "Redis does not answer: check that it runs, and REDIS_URL");
+    const { clock } = this.#options;
+    const givesUpMs = clock.monotonicMs() + CONNECT_TIMEOUT_MS;
+    while (!this.#isConnected) {
+      if (this.#hasBeenConnected) this.#noticeOutage("unavailable");
+      else if (clock.monotonicMs() >= givesUpMs)
+        throw new LucidError("QUEUE_UNAVAILABLE", "Redis does not answer: check that it runs, and REDIS_URL");
+      await this.#pause(CONNECT_POLL_MS);
+    }
+    this.#hasBeenConnected = true;
   }
 
   /** One count for many chunks; those that come while it is made, or while the queue is full, wait for it together. */
@@ -315,34 +358,66 @@ class ClaimCheckProducer implements Producer {
   }
 
   async #queued(): Promise<number> {
-    try {
-      const {
-        waiting = 0,
-        prioritized = 0,
-        delayed = 0,
-      } = await this.#chunks.getJobCounts("waiting", "prioritized", "delayed");
-      return waiting + prioritized + delayed;
-    } catch (thrown) {
-      throw asRedisError(thrown);
+    // A Redis without memory counts all the same: that says nothing of the end of an outage.
+    const counts = await this.#patiently(
+      () => this.#chunks.getJobCounts("waiting", "prioritized", "delayed"),
+      () => undefined,
+    );
+    return Object.values(counts).reduce((sum, count) => sum + count, 0);
+  }
+
+  /**
+   * See Producer. A Redis without memory (noeviction) is a full queue: it has room again when workers have removed payloads.
+   * `operation` must be safe to apply twice.
+   */
+  async #patiently<Result>(
+    operation: () => Promise<Result>,
+    onSuccess = (): void => this.#endOutage(),
+  ): Promise<Result> {
+    for (;;) {
+      if (this.#signal.aborted) throw stopped();
+      await this.#whenConnected();
+      try {
+        const result = await this.#unlessStopped(operation());
+        onSuccess();
+        return result;
+      } catch (thrown) {
+        const error = asRedisError(thrown);
+        if (error.code !== "QUEUE_UNAVAILABLE" || isForbidden(error)) throw error;
+        this.#noticeOutage(isOutOfMemory(error) ? "out-of-memory" : "unavailable");
+      }
+      await this.#pause(OUTAGE_PAUSE_MS);
     }
   }
 
-  /** Redis without memory (noeviction) is a full queue: it has room again when workers have removed payloads. */
-  async #retryingOutOfMemory<Result>(operation: () => Promise<Result>): Promise<Result> {
-    for (;;) {
-      try {
-        return await operation();
-      } catch (thrown) {
-        if (!isOutOfMemory(thrown)) throw asRedisError(thrown);
-      }
-      await this.#pause(OUT_OF_MEMORY_PAUSE_MS);
+  /** What `operation` gives, or SHUTTING_DOWN soon after the signal has fired, whatever becomes of it then. */
+  async #unlessStopped<Result>(operation: Promise<Result>): Promise<Result> {
+    const { promise: end, reject } = Promise.withResolvers<never>();
+    this.#operations.add(reject);
+    try {
+      return await Promise.race([operation, end]);
+    } finally {
+      this.#operations.delete(reject);
     }
+  }
+
+  #noticeOutage(reason: OutageReason): void {
+    const nowMs = this.#options.clock.monotonicMs();
+    this.#outage ??= { sinceMs: nowMs, isTold: false };
+    if (this.#outage.isTold || nowMs - this.#outage.sinceMs < OUTAGE_TOLD_AFTER_MS) return;
+    this.#outage.isTold = true;
+    this.#options.onOutage?.(reason);
+  }
+
+  #endOutage(): void {
+    const isTold = this.#outage?.isTold ?? false;
+    this.#outage = undefined;
+    if (isTold) this.#options.onResumed?.();
   }
 
   async #pause(ms: number): Promise<void> {
     await this.#options.clock.sleep(ms, this.#signal);
-    if (this.#signal.aborted)
-      throw new LucidError("SHUTTING_DOWN", "stopped while waiting for room in the queue");
+    if (this.#signal.aborted) throw stopped();
   }
 
   #openQueue(name: string): Queue {
@@ -354,6 +429,10 @@ class ClaimCheckProducer implements Producer {
     queue.on("error", () => undefined);
     return queue;
   }
+}
+
+function stopped(): LucidError {
+  return new LucidError("SHUTTING_DOWN", "stopped while waiting for Redis, or for room in the queue");
 }
 
 function jobOptions(): JobsOptions {

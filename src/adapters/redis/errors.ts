@@ -27,6 +27,12 @@ export function redisErrorCode(thrown: unknown): ErrorCode {
   return isConnection ? "QUEUE_UNAVAILABLE" : "INTERNAL";
 }
 
+/** True when Redis is up and its rules (ACL) don't let us do this, which no patience mends. */
+export function isForbidden(thrown: unknown): boolean {
+  const source = thrown instanceof LucidError ? thrown.cause : thrown;
+  return source instanceof Error && source.name === "ReplyError" && /\bNOPERM\b/.test(source.message);
+}
+
 /** True when Redis is up and has no memory left (maxmemory with noeviction). */
 export function isOutOfMemory(thrown: unknown): boolean {
   const source = thrown instanceof LucidError ? thrown.cause : thrown;
