@@ -2,6 +2,7 @@ import type { Consumer } from "./adapters/bullmq/job-worker.ts";
 import type { QueueStats, QueueStatsReader } from "./adapters/bullmq/queue-stats.ts";
 import { probeDirectory } from "./adapters/file/atomic-files.ts";
 import { boundedCheck, type Check, type SidecarSources } from "./adapters/http/sidecar.ts";
+import { isForbidden, isOutOfMemory, isRefusal } from "./adapters/redis/errors.ts";
 import type { MongoConnection } from "./adapters/mongo/connection.ts";
 import type { CpuThreads } from "./adapters/threads/cpu-threads.ts";
 import type { Config } from "./config.ts";
@@ -17,7 +18,7 @@ export interface HealthParts {
   readonly redis: { readonly commands: number };
   readonly events: { readonly commands: number };
   readonly threads: Pick<CpuThreads, "ping" | "queued" | "busy" | "isStarting">;
-  readonly stats: Pick<QueueStatsReader, "read">;
+  readonly stats: Pick<QueueStatsReader, "read" | "checkWrites">;
   readonly consumers: { readonly chunks: Consumer; readonly control: Consumer };
   readonly metrics: Metrics;
   /** Absent where no manifests are written. */
@@ -64,6 +65,7 @@ export function startProbes(metrics: Metrics): Probes {
 /** What /health, /ready and /metrics look at (contract §12). */
 export function createHealth(parts: HealthParts): Health {
   const { config, mongo, redis, events, threads, stats, consumers, metrics } = parts;
+  const checkWrites = joined(() => stats.checkWrites());
   const pickup = new PickupWatch(consumers.chunks, () => performance.now());
   let ready = false;
   // A server that hangs has one question of each kind to answer, however many ask.
@@ -100,10 +102,7 @@ export function createHealth(parts: HealthParts): Health {
         await mongo.ping();
         return "answers";
       }),
-      boundedCheck("redis", true, async () => {
-        await readQueues();
-        return "answers";
-      }),
+      redisCheck(readQueues, checkWrites),
       boundedCheck("key_ring", true, async () => "fits the database"),
       threadsCheck(threads, () => answers(threads)),
       ...(parts.manifestDirectory === undefined ? [] : [manifestCheck(parts.manifestDirectory)]),
@@ -130,7 +129,7 @@ export function createHealth(parts: HealthParts): Health {
         Promise.all([
           eventLoopCheck(),
           threadsCheck(threads, async () => (threads.isStarting ? "start" : answers(threads))),
-          pickupCheck(pickup, readQueues),
+          pickupCheck(pickup, readQueues, checkWrites),
         ]),
       ready: async () => {
         const [required, optional] = await Promise.all([requiredChecks(), parts.neighbours.checks()]);
@@ -178,20 +177,57 @@ async function isServing(ready: boolean): Promise<string> {
   return "serving";
 }
 
-/** With Redis away, or hanging, nobody can say whether jobs wait: that is for /ready to show, not a reason to kill the process. */
+const OUT_OF_MEMORY =
+  "is out of memory and refuses writes: see that events are consumed, or give it more (redis-cli config set maxmemory); work goes on by itself";
+const REFUSES_WRITES = "refuses writes: a replica, a disk that is full? see its log, and redis-cli info";
+
+/** Reads alone say little: a Redis without memory answers them all, and no job can be taken and nothing published. */
+async function redisCheck(
+  readQueues: () => Promise<unknown>,
+  checkWrites: () => Promise<void>,
+): Promise<Check> {
+  let refusal: string | undefined;
+  const check = await boundedCheck("redis", true, async () => {
+    await readQueues();
+    try {
+      await checkWrites();
+    } catch (thrown) {
+      // Rights to this one command say nothing of those that BullMQ needs.
+      if (isForbidden(thrown)) return "answers";
+      if (isRefusal(thrown)) refusal = isOutOfMemory(thrown) ? OUT_OF_MEMORY : REFUSES_WRITES;
+      throw thrown;
+    }
+    return "answers and takes writes";
+  });
+  return refusal === undefined ? check : { ...check, detail: refusal };
+}
+
+/**
+ * With Redis away, hanging or refusing writes, nobody can say whether jobs wait, or take one: that is for /ready to show, not a reason to kill
+ * the process.
+ */
 async function pickupCheck(
   pickup: PickupWatch,
   readQueues: () => Promise<readonly QueueStats[]>,
+  checkWrites: () => Promise<void>,
 ): Promise<Check> {
   const name = "jobs";
   let stalledMs: number | undefined;
   await boundedCheck(name, true, async () => {
     const queues = await readQueues();
+    try {
+      await checkWrites();
+    } catch (thrown) {
+      if (!isForbidden(thrown)) {
+        pickup.forget();
+        throw thrown;
+      }
+    }
     stalledMs = pickup.observe(queues.find(({ queue }) => queue === QUEUE_CHUNKS)?.depth.waiting ?? 0);
     return "known";
   });
   if (stalledMs === undefined)
-    return { name, ok: true, required: true, detail: "unknown: redis does not answer" };
+    return { name, ok: true, required: true, detail: "unknown: redis does not answer, or refuses writes" };
   const ok = stalledMs < PICKUP_STALL_MS;
   return { name, ok, required: true, detail: ok ? "picked up" : "jobs wait and none is picked up" };
 }
@@ -238,6 +274,11 @@ class PickupWatch {
   constructor(consumer: Pick<Consumer, "deliveries" | "running">, nowMs: () => number) {
     this.#consumer = consumer;
     this.#nowMs = nowMs;
+  }
+
+  /** What was seen before says nothing any more: the watch begins anew. */
+  forget(): void {
+    this.#sinceMs = undefined;
   }
 
   observe(waiting: number): number {

@@ -158,6 +158,43 @@ describe("Redis that is frozen, killed, or out of memory", () => {
   });
 });
 
+describe("Redis that is out of memory while jobs wait", () => {
+  // /health says that a worker is to be killed if it picks up nothing for 30 s; that one can't.
+  const FULL_MS = 33_000;
+
+  test("/ready says so and what to do, /health stays, and both are well again by themselves", async () => {
+    const redis = await OwnServer.redis();
+    const deployment = new Deployment({ ...servers, redisUrl: redis.url });
+    const session = loadOf(servers.sessionId("full"), 5);
+    const admin = deployment.redis();
+    const producer = deployment.producer();
+    await producer.enqueueAll(inTurn([session]));
+    await finalizeAll(producer, [session]);
+    await admin.config("SET", "maxmemory", "1");
+    const worker = deployment.startWorker();
+    await worker.untilLine("not_ready", 20_000);
+    expect(worker.linesOf("not_ready")).toMatchObject([
+      { what: "redis", reason: expect.stringContaining("out of memory") },
+    ]);
+    const fullMs = performance.now();
+    const before = operatorLines(worker);
+    for (let ms = 0; ms < FULL_MS; ms = performance.now() - fullMs) {
+      await sleep(1_000);
+      const [health, ready] = await Promise.all([worker.get("/health"), worker.get("/ready")]);
+      expect([ms, health.status, ready.status]).toEqual([ms, 200, 503]);
+      expect(ready.body).toMatch(/out of memory.+maxmemory/);
+    }
+    expect(await worker.get("/metrics")).toMatchObject({
+      body: expect.stringMatching(/^lucid_ready 0$/m),
+    });
+    expect(operatorLines(worker) - before).toBeLessThanOrEqual(FULL_MS / 1000 + 1);
+    await admin.config("SET", "maxmemory", "0");
+    await worker.untilReady();
+    expect(await worker.get("/ready")).toMatchObject({ status: 200 });
+    await untilSealed(deployment, [session], SEAL_MS_MAX);
+  });
+});
+
 /** A NAT or a load balancer that has forgotten a connection tells neither side: only silence does. */
 describe("connections to Redis that go silent, where new ones work", () => {
   const FORGOTTEN_MS_MAX = 20_000;

@@ -22,7 +22,7 @@ function healthOver(threads: { isUp: boolean; isStarting: boolean }, ping: () =>
         return threads.isStarting;
       },
     },
-    stats: { read: async () => [] },
+    stats: { read: async () => [], checkWrites: async () => {} },
     consumers: { chunks: CONSUMER, control: CONSUMER },
     manifestDirectory: undefined,
     neighbours: { checks: async () => [] },

@@ -67,8 +67,7 @@ export function createEventPublisher(options: EventPublisherOptions): BullmqEven
   client.on("close", () => {
     epoch += 1;
   });
-  // Under the queues' prefix, so that whoever removes the queues removes it too.
-  const markerKey = `${options.prefix}:lucid-marker`;
+  const markerKey = markerKeyOf(options.prefix);
 
   return {
     publish,
@@ -99,6 +98,11 @@ export function createEventPublisher(options: EventPublisherOptions): BullmqEven
       await closeClient(client);
     },
   };
+}
+
+/** By which it is known whether Redis has lost its data. Under the queues' prefix, so that whoever removes the queues removes it too. */
+export function markerKeyOf(prefix: string): string {
+  return `${prefix}:lucid-marker`;
 }
 
 function openQueue(

@@ -1,7 +1,8 @@
 import { Queue } from "bullmq";
 import { type ErrorCode, isErrorCode } from "../../core/errors.ts";
 import { closeClient, failFastClient, type RedisTarget } from "../redis/client.ts";
-import { asRedisError } from "../redis/errors.ts";
+import { markerKeyOf } from "./event-publisher.ts";
+import { asRedisError, throwRedisError } from "../redis/errors.ts";
 
 export const JOB_STATES = ["waiting", "prioritized", "delayed", "active", "completed", "failed"] as const;
 export type JobState = (typeof JOB_STATES)[number];
@@ -28,6 +29,8 @@ export interface QueueStatsReader {
   read(): Promise<readonly QueueStats[]>;
   /** Of each queue: its dead letters by error code, of the newest FAILED_LOOKED_AT_MAX; most frequent first. Throws as `read`. */
   failures(): Promise<readonly QueueFailures[]>;
+  /** Whether Redis takes writes at this moment, by one that changes nothing. Throws as `read`, with Redis' reply as the cause. */
+  checkWrites(): Promise<void>;
   readonly connected: boolean;
   close(): Promise<void>;
 }
@@ -87,6 +90,11 @@ export function createQueueStats(options: QueueStatsOptions): QueueStatsReader {
   }
 
   return {
+    async checkWrites() {
+      if (client.status !== "ready") throw asRedisError(new Error("Connection is closed"));
+      // No bytes, of a key that may be there or not: nothing is made or changed, yet all that keeps Redis from writing refuses it.
+      await client.setrange(markerKeyOf(options.prefix), 0, "").catch(throwRedisError);
+    },
     read: () => ofEach(readOne),
     failures: () => ofEach(failuresOf),
     get connected() {

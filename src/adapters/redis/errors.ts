@@ -27,20 +27,25 @@ export function redisErrorCode(thrown: unknown): ErrorCode {
   return isConnection ? "QUEUE_UNAVAILABLE" : "INTERNAL";
 }
 
+/** What Redis itself replied with, as opposed to a connection that fails. */
+function refusalOf(thrown: unknown): string | undefined {
+  const source = thrown instanceof LucidError ? thrown.cause : thrown;
+  return source instanceof Error && source.name === "ReplyError" ? source.message : undefined;
+}
+
+/** True when Redis is up and says no. */
+export function isRefusal(thrown: unknown): boolean {
+  return refusalOf(thrown) !== undefined;
+}
+
 /** True when Redis is up and its rules (ACL) don't let us do this, which no patience mends. */
 export function isForbidden(thrown: unknown): boolean {
-  const source = thrown instanceof LucidError ? thrown.cause : thrown;
-  return source instanceof Error && source.name === "ReplyError" && /\bNOPERM\b/.test(source.message);
+  return /\bNOPERM\b/.test(refusalOf(thrown) ?? "");
 }
 
 /** True when Redis is up and has no memory left (maxmemory with noeviction). */
 export function isOutOfMemory(thrown: unknown): boolean {
-  const source = thrown instanceof LucidError ? thrown.cause : thrown;
-  return (
-    source instanceof Error &&
-    source.name === "ReplyError" &&
-    /\bOOM command not allowed\b/.test(source.message)
-  );
+  return /\bOOM command not allowed\b/.test(refusalOf(thrown) ?? "");
 }
 
 /** What the driver threw, with its text in `cause` only. */

@@ -11,7 +11,7 @@ export function createJobObserver(log: Log, metrics: Metrics, outages: Outages):
     onError(where, code) {
       // Every connection says so when Redis is away: the same line as the pipeline's, so that all share its rate.
       if (code === "QUEUE_UNAVAILABLE") {
-        const err = new LucidError(code, "the server does not answer; waiting for it");
+        const err = new LucidError(code, "the server does not answer, or refuses for now; waiting for it");
         outages.disconnected("redis");
         log.event("store_unavailable", { what: "redis", stage: where, err });
         return;

@@ -123,7 +123,7 @@ export function createObserver(
     },
     waiting: ({ operation, code, seconds }) => {
       metrics.count("dependency_waits_total", { code });
-      const err = new LucidError(code, "the server does not answer; waiting for it");
+      const err = new LucidError(code, "the server does not answer, or refuses for now; waiting for it");
       const what = dependencyOf(code);
       outages.noticed(what, seconds);
       log.event("store_unavailable", {
