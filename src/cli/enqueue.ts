@@ -4,10 +4,9 @@ import type { ChunkToEnqueue, PayloadPlace } from "../adapters/bullmq/producer.t
 import { createFilePayloadStore } from "../adapters/file/payload-store.ts";
 import { loadProcessConfig } from "../config.ts";
 import { levelFor } from "../core/compress/codec.ts";
-import { LucidError } from "../core/errors.ts";
+import { asLucidError, LucidError } from "../core/errors.ts";
 import type { SessionId } from "../core/ids.ts";
 import { CODECS } from "../schema/job.ts";
-import type { SessionRecord } from "../schema/record.ts";
 import { parseCount, parseCountFromOne, parseIndex, parseSession } from "./arguments.ts";
 import { newCommand, perform } from "./command.ts";
 import { foresee, type SessionForesight } from "./foreseen.ts";
@@ -69,6 +68,7 @@ export function enqueueCommand(): Command {
         });
         const bar = output.progress(`enqueue ${session}`, total, "chunks");
         const queued = new QueuedChunks(flags.firstIndex);
+        let committedBefore = 0;
         try {
           // Before anything is queued, where the file's length tells how many there will be.
           if (size !== undefined && total > 0) {
@@ -81,7 +81,8 @@ export function enqueueCommand(): Command {
             splitStream(untilAborted(openInput(file), signal), chunkBytes),
             flags,
           );
-          const result = await producer.enqueueAll(possible(chunks, foreseen), ({ index }) => {
+          const onCommitted = (): void => void committedBefore++;
+          const result = await producer.enqueueAll(possible(chunks, foreseen, onCommitted), ({ index }) => {
             queued.add(index);
             bar.update(queued.count);
           });
@@ -99,14 +100,16 @@ export function enqueueCommand(): Command {
               chunk_count: chunkCount,
               finalized: flags.finalize ?? false,
               session_checked: foreseen.checked,
+              committed_before: foreseen.checked ? committedBefore : null,
             },
             `queued ${counted(result.chunks, "chunk")}, ${formatBytes(result.bytes)}; ` +
-              whatFollows(session, foreseen.session, chunkCount, flags),
+              whatStays(committedBefore, result.chunks) +
+              (await whatFollows(session, foreseen, chunkCount, flags)),
           );
           return 0;
         } catch (thrown) {
           bar.stop();
-          if (queued.count > 0) output.say(howToGoOn(session, file, queued, chunkBytes));
+          if (queued.count > 0) output.say(howToGoOn(session, file, queued, chunkBytes, thrown));
           throw thrown;
         } finally {
           bar.stop();
@@ -140,8 +143,17 @@ class QueuedChunks {
 }
 
 /** After a failure, with chunks queued. What comes from standard input mostly can't be had again, and is gone on with. */
-function howToGoOn(id: SessionId, file: string, queued: QueuedChunks, chunkBytes: number): string {
+function howToGoOn(
+  id: SessionId,
+  file: string,
+  queued: QueuedChunks,
+  chunkBytes: number,
+  failure: unknown,
+): string {
   const had = `${counted(queued.count, "chunk")} had been queued`;
+  // What the session can't take it won't take later.
+  if (asLucidError(failure).disposition === "unrecoverable")
+    return `${had}; sending the same again does no harm`;
   if (file !== "-") return `${had}; to go on, give the same command again: what is queued twice does no harm`;
   const skipped = (queued.next - queued.first) * chunkBytes;
   return (
@@ -150,27 +162,41 @@ function howToGoOn(id: SessionId, file: string, queued: QueuedChunks, chunkBytes
   );
 }
 
-function whatFollows(
+/** Of a sealed session `whatFollows` says it. */
+function whatStays(committedBefore: number, chunks: number): string {
+  if (committedBefore === 0) return "";
+  const [which, stay] = chunks === 1 ? ["it was", "stays"] : [`${committedBefore} of them were`, "stay"];
+  return `${which} committed already and ${stay}: any with other bytes fails with CHUNK_CONFLICT (${PROGRAM} status); `;
+}
+
+async function whatFollows(
   id: SessionId,
-  record: SessionRecord | undefined,
+  foreseen: SessionForesight,
   chunkCount: number,
   { finalize }: EnqueueFlags,
-): string {
+): Promise<string> {
+  const record = foreseen.session;
   if (record !== undefined && record.state !== "open") {
-    const stays = `${id} is sealed already, with ${counted(record.tree.size, "chunk")}, and stays as it is`;
-    return `${stays}: a chunk with other bytes fails (${PROGRAM} status)`;
+    return `${id} is sealed already, with ${counted(record.tree.size, "chunk")}, and stays as it is`;
   }
   const count = record?.countConfirmed ? record.expectedCount : finalize ? chunkCount : undefined;
   if (count !== undefined) return `${id} is sealed when all its ${counted(count, "chunk")} are in`;
-  return `next: ${PROGRAM} finalize ${id} --chunks ${Math.max(chunkCount, record?.tree.size ?? 0)}`;
+  const next = `next: ${PROGRAM} finalize ${id} --chunks`;
+  const known = await foreseen.countKnown(chunkCount);
+  if (known !== undefined) return `${next} ${known}`;
+  return (
+    `${next} COUNT, with the number of all its chunks: ${chunkCount}, if there is none beyond these; ` +
+    "the session could not be looked at"
+  );
 }
 
 async function* possible(
   chunks: AsyncIterable<ChunkToEnqueue>,
   foreseen: SessionForesight,
+  onCommitted: () => void,
 ): AsyncGenerator<ChunkToEnqueue> {
   for await (const chunk of chunks) {
-    await foreseen.checkChunk(chunk.index, chunk.bytes.byteLength);
+    if (await foreseen.checkChunk(chunk.index, chunk.bytes.byteLength)) onCommitted();
     yield chunk;
   }
 }

@@ -17,10 +17,18 @@ export interface SessionForesight {
   readonly checked: boolean;
   /** `undefined` for a session that isn't there yet, or that wasn't looked at. */
   readonly session: SessionRecord | undefined;
-  /** Throws SESSION_SEALED, CHUNK_BEYOND_END or CHUNK_CONFLICT for a chunk that the session can't take. */
-  checkChunk(index: number, bytes: number): Promise<void>;
+  /**
+   * Throws SESSION_SEALED, CHUNK_BEYOND_END or CHUNK_CONFLICT for a chunk that the session can't take. True: the index is committed already, and the
+   * chunk is taken only if it is the same.
+   */
+  checkChunk(index: number, bytes: number): Promise<boolean>;
   /** Throws FINALIZE_COUNT_CONFLICT or FINALIZE_COUNT_BELOW_CHUNKS for a count that the session can't get. */
   checkCount(count: number): Promise<void>;
+  /**
+   * `sent`, or one more than the highest index that the session has, whichever is more; `undefined` if nobody can tell. What is still
+   * queued isn't seen.
+   */
+  countKnown(sent: number): Promise<number | undefined>;
   close(): Promise<void>;
 }
 
@@ -36,7 +44,9 @@ export async function foresee(
   try {
     const stores = await openStores(config.mongodb.url.reveal());
     try {
-      return foresight(stores, await stores.sessions.find(id));
+      const session = await stores.sessions.find(id);
+      const [later] = await stores.chunks.beyond(id, session?.tree.size ?? 0, 1);
+      return foresight(stores, id, session, later !== undefined);
     } catch (thrown) {
       await stores.close();
       throw thrown;
@@ -51,22 +61,30 @@ export async function foresee(
 const UNCHECKED: SessionForesight = {
   checked: false,
   session: undefined,
-  checkChunk: async () => {},
+  checkChunk: async () => false,
   checkCount: async () => {},
+  countKnown: async () => undefined,
   close: async () => {},
 };
 
-function foresight(stores: OpenStores, session: SessionRecord | undefined): SessionForesight {
+/** `hasLater`: chunks are committed beyond the tree, behind a gap. */
+function foresight(
+  stores: OpenStores,
+  id: SessionId,
+  session: SessionRecord | undefined,
+  hasLater: boolean,
+): SessionForesight {
   return {
     checked: true,
     session,
     async checkChunk(index, bytes) {
-      if (session === undefined) return;
+      if (session === undefined) return false;
       if (isBeyondEnd(session, index)) throw beyondEnd(session, index);
-      if (session.state === "open" && index >= session.tree.size) return;
+      if (session.state === "open" && index >= session.tree.size && !hasLater) return false;
       // Sent again, it is harmless; other bytes are not. Without the session's key only the length tells.
       const committed = await stores.chunks.find(session.id, leafIndex(index));
-      if (committed === undefined || committed.originalBytes === bytes) return;
+      if (committed === undefined) return false;
+      if (committed.originalBytes === bytes) return true;
       throw new LucidError(
         "CHUNK_CONFLICT",
         `${session.id} has a chunk ${index} of ${committed.originalBytes} bytes and keeps it, this one has ${bytes}; ` +
@@ -86,8 +104,38 @@ function foresight(stores: OpenStores, session: SessionRecord | undefined): Sess
         `${id} has a chunk ${beyond.index}, which a count of ${count} leaves out; give the number of chunks that were sent`,
       );
     },
+    async countKnown(sent) {
+      try {
+        return await countOfHighest(stores.chunks, id, Math.max(sent, session?.tree.size ?? 0));
+      } catch (thrown) {
+        if (errorCodeOf(thrown) !== "STORE_UNAVAILABLE") throw thrown;
+        return undefined;
+      }
+    },
     close: () => stores.close(),
   };
+}
+
+/** `known`, or one more than the highest committed index. Doubles its steps, then halves them: 64 questions at most, mostly one. */
+async function countOfHighest(chunks: OpenStores["chunks"], id: SessionId, known: number): Promise<number> {
+  const firstFrom = async (from: number): Promise<number | undefined> =>
+    (await chunks.beyond(id, from, 1))[0]?.index;
+  // There is none at or beyond `end`, and one just below `count`, or `count` is what is known.
+  let count = known;
+  let end = known;
+  for (let step = 1; ; step *= 2) {
+    const found = await firstFrom(end);
+    if (found === undefined) break;
+    count = found + 1;
+    end = count + step;
+  }
+  while (count < end) {
+    const middle = Math.floor((count + end) / 2);
+    const found = await firstFrom(middle);
+    if (found === undefined) end = middle;
+    else count = found + 1;
+  }
+  return count;
 }
 
 function countConflict({ id, state, tree }: SessionRecord, expected: number, count: number): string {

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { generateSigningKey } from "../../src/adapters/file/signing-key.ts";
+import { sessionId } from "../../src/core/ids.ts";
 import { Deployment, payloadOf, untilSealed } from "../support/deployment.ts";
 import { testServers } from "../support/servers.ts";
 import { type ProgramResult, runProgram, until } from "../support/worker-process.ts";
@@ -43,6 +44,7 @@ describe("the commands", () => {
       chunk_count: 3,
       finalized: false,
       session_checked: true,
+      committed_before: 0,
     });
     const more = ["enqueue", id, "-", "--first-index", "3", "--store", "inline", "--algorithm", "brotli"];
     expect(resultOf(await run([...more, "--json"], "from standard input"))).toMatchObject({
@@ -143,6 +145,49 @@ describe("the commands", () => {
     expect(tooHigh.stdout).toContain("waits for them: 3 are in its tree now, and the count is final");
     const { queues } = resultOf(await run(["status", "--json"])) as { queues: { failed: number }[] };
     expect(queues.map(({ failed }) => failed)).toEqual(queues.map(() => 0));
+  });
+
+  test("who sends under an open session hears what is committed already, and the count of all that is there", async () => {
+    const deployment = new Deployment(servers);
+    const run = (args: readonly string[], stdin = "", env = deployment.env) =>
+      runProgram(args, { env, cwd: deployment.folder, stdin });
+    const id = servers.sessionId("gap");
+    const send = (text: string, first: number, ...more: readonly string[]) =>
+      run(["enqueue", id, "-", "--chunk-size", "4", "--first-index", String(first), ...more], text);
+    await deployment.readyWorker();
+    expect((await send("ccccddddeeee", 2)).stdout).toMatch(new RegExp(`finalize ${id} --chunks 5\\n$`));
+    const committed = async (count: number): Promise<boolean> => {
+      const { chunks } = await deployment.stores();
+      return (await chunks.beyond(sessionId(id), 0, 10)).length === count;
+    };
+    await until("three are committed", () => committed(3), 20_000, 100);
+
+    const inFront = await send("aaaa", 0);
+    expect(inFront.stdout).toBe(
+      `queued 1 chunk, 4 B; next: npx session-processor finalize ${id} --chunks 5\n`,
+    );
+    await until("the first is committed", () => committed(4), 20_000, 100);
+    const other = await send("bbbbXXXXdddd", 1);
+    expect(other.stdout).toContain(
+      "queued 3 chunks, 12 B; 2 of them were committed already and stay: any with other bytes fails with CHUNK_CONFLICT " +
+        "(npx session-processor status); next: ",
+    );
+    expect(other.stdout).toContain(`finalize ${id} --chunks 5\n`);
+    expect(resultOf(await send("aaaa", 0, "--json"))).toMatchObject({ committed_before: 1, chunk_count: 1 });
+    const conflict = async (): Promise<boolean> =>
+      (await run(["status"])).stdout.includes("1 failed (CHUNK_CONFLICT 1)");
+    await until("status shows the one that failed", conflict, 20_000, 300);
+
+    const unchecked = await run(["enqueue", id, "-", "--json"], "aaaa", {
+      ...deployment.env,
+      MONGODB_URL: "",
+    });
+    expect(resultOf(unchecked)).toMatchObject({ session_checked: false, committed_before: null });
+    const told = await run(["enqueue", id, "-"], "aaaa", { ...deployment.env, MONGODB_URL: "" });
+    expect(told.stdout).toContain(
+      `finalize ${id} --chunks COUNT, with the number of all its chunks: 1, if there is none beyond these; ` +
+        "the session could not be looked at\n",
+    );
   });
 
   test("sending again brings back a session that the database lost, while its jobs are still kept as done", async () => {
