@@ -4,7 +4,7 @@ import { eventSchema, type LucidEvent } from "../../schema/event.ts";
 import { closeClient, type RedisTarget, waitingClient } from "../redis/client.ts";
 import { createSystemClock } from "../system/clock.ts";
 import { countOf, pauseAfter } from "./put-off.ts";
-import { failAttempt, failForGood, released } from "./verdicts.ts";
+import { failAttempt, failForGood, isLostLock, released } from "./verdicts.ts";
 
 /** While nothing is taken: the pause in the event's own place keeps all the events from going round and round. */
 const OUTAGE_PAUSE_MS = 500;
@@ -81,7 +81,9 @@ export function createEventConsumer(options: EventConsumerOptions): EventConsume
     },
     { connection: client, prefix: options.prefix, concurrency: options.concurrency },
   );
-  worker.on("error", () => options.onError(options.queue, "QUEUE_UNAVAILABLE"));
+  worker.on("error", (thrown) =>
+    options.onError(options.queue, isLostLock(thrown) ? "JOB_LOCK_LOST" : "QUEUE_UNAVAILABLE"),
+  );
   return {
     async close() {
       closing.abort();
