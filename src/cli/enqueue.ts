@@ -87,18 +87,17 @@ export function enqueueCommand(): Command {
             bar.update(queued.count);
           });
           const chunkCount = flags.firstIndex + result.chunks;
-          if (flags.finalize) {
-            await foreseen.checkCount(chunkCount);
-            if ((foreseen.session?.state ?? "open") === "open")
-              await producer.finalize({ session_id: session, chunk_count: chunkCount });
-          }
+          // One that is sealed stays as it is.
+          const finalizes = flags.finalize === true && (foreseen.session?.state ?? "open") === "open";
+          if (flags.finalize) await foreseen.checkCount(chunkCount);
+          if (finalizes) await producer.finalize({ session_id: session, chunk_count: chunkCount });
           bar.stop();
           await output.result(
             {
               session_id: session,
               ...result,
               chunk_count: chunkCount,
-              finalized: flags.finalize ?? false,
+              finalized: finalizes,
               session_checked: foreseen.checked,
               committed_before: foreseen.checked ? committedBefore : null,
             },
