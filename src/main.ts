@@ -20,7 +20,7 @@ import { MongoSessionStore } from "./adapters/mongo/session-store.ts";
 import { MongoTileStore } from "./adapters/mongo/tile-store.ts";
 import { payloadStoreOf } from "./adapters/payload-store.ts";
 import { checkRedis } from "./adapters/redis/client.ts";
-import { redisLabel } from "./adapters/redis-label.ts";
+import { redisLabel } from "./adapters/redis/label.ts";
 import { createRedisPayloadStore } from "./adapters/redis/payload-store.ts";
 import { createSystemClock } from "./adapters/system/clock.ts";
 import { onStopSignals } from "./adapters/system/stop-signals.ts";

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { labelOf } from "../../src/adapters/redis-label.ts";
+import { labelOf } from "../../src/adapters/redis/label.ts";
 
 test.each([
   ["# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n", "Redis 7.0.15"],

@@ -1,5 +1,5 @@
-import { LucidError } from "../core/errors.ts";
-import { closeClient, failFastClient, type RedisTarget, waitUntilReady } from "./redis/client.ts";
+import { LucidError } from "../../core/errors.ts";
+import { closeClient, failFastClient, type RedisTarget, waitUntilReady } from "./client.ts";
 
 const CONNECT_MS = 2_000;
 
