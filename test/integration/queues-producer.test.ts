@@ -272,6 +272,19 @@ describe("what a producer enqueues", () => {
     expect(await queue.getJobCountByTypes("waiting")).toBe(3);
   });
 
+  test("of a source that fails while the queue is full: the failure is told, and what waited for room isn't queued", async () => {
+    function* failing() {
+      for (let index = 0; index < 12; index++) yield { sessionId: session, index, bytes: randomBytes(50) };
+      throw new LucidError("CHUNK_CONFLICT", "the session keeps another chunk");
+    }
+    const own = producer({ queueSizeMax: 8 });
+    await expect(own.enqueueAll(failing())).rejects.toMatchObject({ code: "CHUNK_CONFLICT" });
+    expect(await queue.getJobCountByTypes("waiting")).toBeLessThan(12);
+    // And the producer goes on when there is room.
+    await queue.drain();
+    await own.enqueueChunk({ sessionId: session, index: 20, bytes: randomBytes(50) });
+  });
+
   test("finalize adds one job a count", async () => {
     const own = producer();
     await own.finalize({ session_id: session, chunk_count: 3 });

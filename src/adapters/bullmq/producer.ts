@@ -137,7 +137,9 @@ class ClaimCheckProducer implements Producer {
   #untilCount = 0;
   /** Chunks that were let in and whose jobs may not be in the queue yet. */
   #admitted = 0;
-  #room: Promise<void> | undefined;
+  #count: Promise<void> | undefined;
+  /** Jobs in the queue: QUEUE_SIZE, and less once it was full. */
+  #roomBelow: number;
   #connected: Promise<void> | undefined;
   readonly #closed = new AbortController();
   #hasBeenConnected = false;
@@ -160,6 +162,7 @@ class ClaimCheckProducer implements Producer {
     this.#payloads = createRedisPayloadStore(options);
     this.#chunks = this.#openQueue(QUEUE_CHUNKS);
     this.#control = this.#openQueue(QUEUE_CONTROL);
+    this.#roomBelow = options.queueSizeMax;
     this.#chunksPerCount = Math.max(1, Math.min(CHUNKS_PER_COUNT_MAX, Math.floor(options.queueSizeMax / 8)));
     this.#add = coalesce({
       send: (jobs: readonly JobToAdd[]) => this.#addBatch(jobs).catch(throwRedisError),
@@ -172,10 +175,15 @@ class ClaimCheckProducer implements Producer {
     return this.#client.commands + this.#payloads.commands;
   }
 
-  async enqueueChunk(chunk: ChunkToEnqueue): Promise<void> {
+  enqueueChunk(chunk: ChunkToEnqueue): Promise<void> {
+    return this.#enqueue(chunk, () => false);
+  }
+
+  /** If it `isGivenUp`, a chunk that waits because the queue is full isn't queued any more. */
+  async #enqueue(chunk: ChunkToEnqueue, isGivenUp: () => boolean): Promise<void> {
     const release = await this.#inFlight.take(chunk.bytes.byteLength);
     try {
-      await this.#whenRoom();
+      await this.#whenRoom(isGivenUp);
       this.#admitted += 1;
       // As a whole: a Redis that comes back without its last second may have lost the payload that it had.
       await this.#patiently(() => this.#putInQueue(chunk)).finally(() => {
@@ -194,9 +202,10 @@ class ClaimCheckProducer implements Producer {
     const failures: unknown[] = [];
     let bytes = 0;
     let count = 0;
+    let isGoingOn = true;
     try {
       for await (const chunk of chunks) {
-        const call = this.enqueueChunk(chunk)
+        const call = this.#enqueue(chunk, () => !isGoingOn || failures.length > 0)
           .then(() => onAdded(chunk))
           .catch((thrown: unknown) => void failures.push(thrown))
           .finally(() => underWay.delete(call));
@@ -207,7 +216,10 @@ class ClaimCheckProducer implements Producer {
         if (underWay.size >= IN_FLIGHT_COUNT_MAX) await Promise.race(underWay);
         if (failures.length > 0) break;
       }
+      if (failures.length === 0) await Promise.all(underWay);
     } finally {
+      // Room in a full queue may never come: to wait for it would keep the caller from hearing what failed.
+      isGoingOn = false;
       // Also when the source fails: nothing is queued behind the caller's back.
       await Promise.all(underWay);
     }
@@ -335,26 +347,27 @@ class ClaimCheckProducer implements Producer {
   }
 
   /** One count for many chunks; those that come while it is made, or while the queue is full, wait for it together. */
-  async #whenRoom(): Promise<void> {
+  async #whenRoom(isGivenUp: () => boolean): Promise<void> {
     while (this.#untilCount <= 0) {
-      this.#room ??= this.#waitForRoom().finally(() => {
-        this.#room = undefined;
+      this.#count ??= this.#lookForRoom().finally(() => {
+        this.#count = undefined;
       });
-      await this.#room;
+      await this.#count;
+      if (this.#untilCount <= 0 && isGivenUp()) throw stopped();
     }
     this.#untilCount -= 1;
   }
 
-  async #waitForRoom(): Promise<void> {
+  /** Counts once, and takes a while to do so when the queue is full. */
+  async #lookForRoom(): Promise<void> {
     const { queueSizeMax } = this.#options;
-    for (
-      let limit = queueSizeMax;
-      (await this.#queued()) + this.#admitted >= limit;
-      limit = Math.max(1, queueSizeMax * RESUME_SHARE)
-    ) {
-      await this.#pause(BACK_PRESSURE_PAUSE_MS);
+    if ((await this.#queued()) + this.#admitted < this.#roomBelow) {
+      this.#roomBelow = queueSizeMax;
+      this.#untilCount = this.#chunksPerCount;
+      return;
     }
-    this.#untilCount = this.#chunksPerCount;
+    this.#roomBelow = Math.max(1, queueSizeMax * RESUME_SHARE);
+    await this.#pause(BACK_PRESSURE_PAUSE_MS);
   }
 
   async #queued(): Promise<number> {
