@@ -4,15 +4,25 @@ import type { SealOutcome } from "../../schema/thread.ts";
 import { coalesce } from "../coalesce.ts";
 import type { CpuThreads } from "./cpu-threads.ts";
 
-/** Chunks up to this size and these levels go to a thread together: the message costs more than the work, 0.2 ms at most, in it. */
-const PAYLOAD_BYTES_MAX = 16 * 1024;
-const LEVEL_MAX = { none: 0, lz4: 0, zstd: 9, brotli: 5 } as const;
+/**
+ * Chunks go to a thread together if passing them costs more than the work: 0.15 ms each at most, on the machine of `npm run bench`. What
+ * takes longer goes alone, to any thread. By codec, up to which level and size.
+ */
+const GATHERED = {
+  none: [{ levelMax: 0, bytesMax: 16 * 1024 }],
+  lz4: [{ levelMax: 0, bytesMax: 16 * 1024 }],
+  zstd: [
+    { levelMax: 3, bytesMax: 16 * 1024 },
+    { levelMax: 9, bytesMax: 4 * 1024 },
+  ],
+  brotli: [{ levelMax: 5, bytesMax: 4 * 1024 }],
+} as const;
 const ITEMS_MAX = 64;
 /**
  * They all go to one thread, as long as it answers: two would take them in smaller groups, and wake each other's cores. At 4 KiB
  * and 50 jobs at a time that costs an eighth of the chunks a second.
  */
-const LANE_DELAY_MS = 10;
+const LANE_DELAY_MS = 50;
 /** Of the time that a job is given. They take milliseconds, so that much less than for a large chunk means that one hangs. */
 const TIMEOUT_SHARE = 1 / 6;
 
@@ -23,7 +33,9 @@ export interface GatheredSealsOptions {
 }
 
 export function isGathered({ payload, compression: { algorithm, level } }: SealRequest): boolean {
-  return payload.byteLength <= PAYLOAD_BYTES_MAX && level <= LEVEL_MAX[algorithm];
+  return GATHERED[algorithm].some(
+    ({ levelMax, bytesMax }) => level <= levelMax && payload.byteLength <= bytesMax,
+  );
 }
 
 /** Not settled yet for a chunk that its thread hangs at, whose company has been sent again. */
