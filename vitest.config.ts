@@ -60,8 +60,7 @@ export default defineConfig({
           include: ["test/e2e/**/*.test.ts"],
           setupFiles: [handleLeaks],
           globalSetup: [startServersOnce],
-          // Whole processes under load: one file at a time, after everything else.
-          fileParallelism: false,
+          // Whole processes under load: after everything else.
           sequence: { groupOrder: 1 },
           testTimeout: E2E_TIMEOUT_MS,
           hookTimeout: E2E_TIMEOUT_MS,

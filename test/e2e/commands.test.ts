@@ -342,16 +342,14 @@ describe("the commands", () => {
     const env = { ...deployment.env, REDIS_URL: "redis://127.0.0.1:1" };
     const commands = [["enqueue", "sess-1", file], ["finalize", "sess-1", "--chunks", "1"], ["status"]];
     const waiting = commands.map(async (args) => {
-      const { code, stdout, stderr } = await runProgram(args, { env, cwd: deployment.folder });
+      const run = (more: readonly string[]) =>
+        runProgram([...args, ...more], { env, cwd: deployment.folder });
+      const [{ code, stdout, stderr }, json] = await Promise.all([run([]), run(["--json"])]);
       expect({ code, stdout }, args.join(" ")).toEqual({ code: EXIT_FAILURE, stdout: "" });
       expect(stderr, args.join(" ")).toMatch(
         /^Redis does not answer \(REDIS_URL\): waiting for it, for \d+ seconds at most\nerror: .+ \[QUEUE_UNAVAILABLE\]\n$/,
       );
-      expect(
-        failureOf(await runProgram([...args, "--json"], { env, cwd: deployment.folder }), EXIT_FAILURE),
-      ).toMatchObject({
-        code: "QUEUE_UNAVAILABLE",
-      });
+      expect(failureOf(json, EXIT_FAILURE)).toMatchObject({ code: "QUEUE_UNAVAILABLE" });
     });
     await Promise.all(waiting);
   });

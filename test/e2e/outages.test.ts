@@ -69,6 +69,8 @@ describe("Redis", () => {
     expect(await worker.get("/ready")).toMatchObject({ status: 503 });
     await redis.restart();
     expect(await resumedAfter(worker, REDIS_RESUME_MS_MAX)).toBeLessThan(REDIS_RESUME_MS_MAX);
+    // By the first operation that had waited for it, which may be another than the first to get through.
+    await worker.untilLine("store_recovered", REDIS_RESUME_MS_MAX);
     const [recovered] = worker.linesOf("store_recovered");
     expect(recovered).toMatchObject({ what: "redis" });
     expect(recovered?.["duration_ms"]).toBeGreaterThan(DOWN_MS - 500);

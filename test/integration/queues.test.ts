@@ -578,7 +578,7 @@ describe("a chunk job that loses its worker", () => {
     expect(finished).toEqual([2]);
     expect(first).toEqual([true, false]);
     expect(recorded.stalled).toEqual([job.id]);
-    expect(recorded.errors).toContain("session-chunks put off: INTERNAL");
+    expect(recorded.errors).toContain("session-chunks put off: JOB_LOCK_LOST");
   });
 
   test("a job that vanished while it ran leaves the worker running", async () => {
