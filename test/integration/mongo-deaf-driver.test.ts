@@ -1,5 +1,6 @@
 import type { Socket } from "node:net";
-import { afterEach, expect, test, vi } from "vitest";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, expect, onTestFinished, test, vi } from "vitest";
 import {
   type ConnectOptions,
   connectMongo,
@@ -8,6 +9,7 @@ import {
 import { mongoStores } from "../conformance/stores.ts";
 import { leafIndex, sessionId } from "../../src/core/ids.ts";
 import { chunk, newSession } from "../support/memory/records.ts";
+import { startFakeReplicaSet } from "../support/fake-replica-set.ts";
 import { testServers } from "../support/servers.ts";
 
 /*
@@ -32,9 +34,9 @@ interface DriverServer {
 
 const opened: MongoConnection[] = [];
 
-async function connection(options: Partial<ConnectOptions> = {}): Promise<MongoConnection> {
+async function connection({ url: to, ...options }: Partial<ConnectOptions> = {}): Promise<MongoConnection> {
   // Heartbeats of which the server answers each at once: when one is on its way can be known.
-  const url = new URL(servers.mongodbUrl);
+  const url = new URL(to ?? servers.mongodbUrl);
   url.searchParams.set("serverMonitoringMode", "poll");
   const mongo = await connectMongo({ url: url.href, appName: "deaf", ...options });
   opened.push(mongo);
@@ -129,6 +131,25 @@ test("a client whose heartbeat is forgotten is connected anew, and its stores go
   await vi.waitFor(async () => expect(await stores.sessions.find(id)).toMatchObject({ id }), 5_000);
   expect(driverServer(mongo)).not.toBe(before);
   expect(onDeaf).toHaveBeenCalledTimes(1);
+});
+
+test("the client that is left keeps nobody, though the server doesn't answer that its sessions end", async () => {
+  const replicaSet = await startFakeReplicaSet();
+  onTestFinished(() => replicaSet.close());
+  const limits = { operationMs: LONG_MS, heartbeatMs: SHORT_MS, closeMs: SHORT_MS };
+  const mongo = await connection({ url: replicaSet.url, limits });
+  // The second one has a session, as the first has told the time of the cluster.
+  await mongo.ping();
+  await mongo.read(({ session }) => mongo.db.command({ ping: 1 }, session === undefined ? {} : { session }));
+  const lost = Promise.allSettled([mongo.ping(), mongo.ping(), mongo.ping()]);
+  replicaSet.freeze();
+  await loseHeartbeat(mongo);
+  for (const outcome of await lost) expect(outcome.status).toBe("rejected");
+  await sleep(3 * SHORT_MS);
+  replicaSet.thaw();
+  await vi.waitFor(() => mongo.ping(), 10_000);
+  await sleep(3 * SHORT_MS);
+  await mongo.ping();
 });
 
 test("what is under way then fails with STORE_UNAVAILABLE", async () => {

@@ -22,6 +22,9 @@ export interface FakeReplicaSet {
   readonly commands: readonly BSON.Document[];
   /** What the next replies tell about the time: of the operation, and of the cluster's clock. */
   tellTime(seconds: number): void;
+  /** From now on no answer, until `thaw`, which brings those that are due. */
+  freeze(): void;
+  thaw(): void;
   /** Open ones, with those that watch the server. */
   connections(): number;
   close(): Promise<void>;
@@ -30,6 +33,8 @@ export interface FakeReplicaSet {
 export async function startFakeReplicaSet(): Promise<FakeReplicaSet> {
   const commands: BSON.Document[] = [];
   const sockets = new Set<Socket>();
+  /** While it is frozen. */
+  let due: (() => void)[] | undefined;
   let time = START;
   let address = "";
   const reply = (command: BSON.Document): BSON.Document => {
@@ -51,7 +56,9 @@ export async function startFakeReplicaSet(): Promise<FakeReplicaSet> {
       while (pending.length >= HEADER_BYTES && pending.length >= pending.readInt32LE(0)) {
         const message = pending.subarray(0, pending.readInt32LE(0));
         pending = pending.subarray(message.length);
-        socket.write(answer(message, reply));
+        const send = (): void => void socket.write(answer(message, reply));
+        if (due === undefined) send();
+        else due.push(send);
       }
     });
   });
@@ -61,6 +68,14 @@ export async function startFakeReplicaSet(): Promise<FakeReplicaSet> {
     commands,
     tellTime: (seconds) => {
       time = new Timestamp({ t: seconds, i: 1 });
+    },
+    freeze: () => {
+      due ??= [];
+    },
+    thaw: () => {
+      const answers = due ?? [];
+      due = undefined;
+      for (const send of answers) send();
     },
     connections: () => sockets.size,
     close: () =>

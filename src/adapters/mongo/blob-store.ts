@@ -23,14 +23,10 @@ const EXISTING_ITEMS_MAX = 1_000;
 
 export class MongoBlobStore implements BlobStore, BlobPresence {
   readonly #connection: MongoConnection;
-  readonly #blobs: Collection<BlobDocument>;
-  readonly #chunks: Collection<ChunkDocument>;
   readonly #insertSmall: (document: BlobDocument) => Promise<void>;
 
   constructor(connection: MongoConnection) {
     this.#connection = connection;
-    this.#blobs = connection.db.collection<BlobDocument>(COLLECTIONS.blobs);
-    this.#chunks = connection.db.collection<ChunkDocument>(COLLECTIONS.chunks);
     this.#insertSmall = coalesce({
       lanes: INSERT_LANES,
       itemsMax: INSERT_ITEMS_MAX,
@@ -38,6 +34,14 @@ export class MongoBlobStore implements BlobStore, BlobPresence {
       bytesOf: ({ bytes }) => bytes.byteLength,
       send: (documents) => this.#insertMany(documents),
     });
+  }
+
+  get #blobs(): Collection<BlobDocument> {
+    return this.#connection.db.collection<BlobDocument>(COLLECTIONS.blobs);
+  }
+
+  get #chunks(): Collection<ChunkDocument> {
+    return this.#connection.db.collection<ChunkDocument>(COLLECTIONS.chunks);
   }
 
   /** `blob` is not copied before it is sent: it must stay as it is, and must not be transferred, until this settles. */

@@ -42,14 +42,12 @@ type InsertOutcome = "inserted" | "index-taken" | "id-taken";
  */
 export class MongoChunkStore implements ChunkStore {
   readonly #connection: MongoConnection;
-  readonly #chunks: Collection<ChunkDocument>;
   readonly #find: (id: string) => Promise<ChunkDocument | undefined>;
   readonly #insert: (document: ChunkDocument) => Promise<InsertOutcome | "refused">;
   readonly #markSent: (marks: Marks) => Promise<void>;
 
   constructor(connection: MongoConnection) {
     this.#connection = connection;
-    this.#chunks = connection.db.collection<ChunkDocument>(COLLECTIONS.chunks);
     this.#find = coalesce({ lanes: 1, itemsMax: FIND_ITEMS_MAX, send: (ids) => this.#findMany(ids) });
     this.#insert = coalesce({
       lanes: 1,
@@ -65,6 +63,10 @@ export class MongoChunkStore implements ChunkStore {
       bytesOf: ({ ids }) => ids.length,
       send: (groups) => this.#markMany(groups),
     });
+  }
+
+  get #chunks(): Collection<ChunkDocument> {
+    return this.#connection.db.collection<ChunkDocument>(COLLECTIONS.chunks);
   }
 
   async find(session: SessionId, index: LeafIndex): Promise<ChunkRecord | undefined> {

@@ -118,12 +118,15 @@ interface RawWriteError {
  */
 export async function connectMongo(options: ConnectOptions): Promise<MongoConnection> {
   const { url, appName, onCommand, onDeaf = () => undefined, limits } = options;
-  const client = newClient(url, { ...OPTIONS, appName, monitorCommands: onCommand !== undefined });
-  if (onCommand !== undefined) client.on("commandStarted", ({ commandName }) => onCommand(commandName));
-  const watched = new WatchedClient(client, { ...WATCH, ...limits }, onDeaf);
+  const open = (): MongoClient => {
+    const client = newClient(url, { ...OPTIONS, appName, monitorCommands: onCommand !== undefined });
+    if (onCommand !== undefined) client.on("commandStarted", ({ commandName }) => onCommand(commandName));
+    return client;
+  };
+  const watched = new WatchedClient(open, { ...WATCH, ...limits }, onDeaf);
   try {
-    await client.connect();
-    const connection = new MongoConnection(client, watched, client.db(databaseOf(url), CONCERNS));
+    await watched.connect();
+    const connection = new MongoConnection(watched, databaseOf(url));
     // Tells, over a replica set, at what time of its history this process begins.
     await connection.ping();
     return connection;
@@ -164,23 +167,25 @@ export interface ReadOptions extends Abortable {
  * and integrate rest on. A standalone server has no such times and needs none: it has one state.
  */
 export class MongoConnection {
-  readonly db: Db;
-  readonly #client: Pick<MongoClient, "startSession">;
-  readonly #watched: Pick<WatchedClient, "run" | "close">;
+  readonly #watched: Pick<WatchedClient, "client" | "run" | "close">;
+  readonly #database: string;
+  #db: { readonly client: MongoClient; readonly db: Db } | undefined;
   #commands = 0;
   /** The latest time of the cluster's history that a reply has told; absent on a standalone server. */
   #latest: Timestamp | undefined;
   /** The latest reading of the cluster's clock, signed by it. */
   #clusterTime: ClusterTime | undefined;
 
-  constructor(
-    client: Pick<MongoClient, "startSession">,
-    watched: Pick<WatchedClient, "run" | "close">,
-    db: Db,
-  ) {
-    this.#client = client;
+  constructor(watched: Pick<WatchedClient, "client" | "run" | "close">, database: string) {
     this.#watched = watched;
-    this.db = db;
+    this.#database = database;
+  }
+
+  /** For one operation: the client may be another one for the next. */
+  get db(): Db {
+    const { client } = this.#watched;
+    if (this.#db?.client !== client) this.#db = { client, db: client.db(this.#database, CONCERNS) };
+    return this.#db.db;
   }
 
   /** Commands sent since the start, without the driver's own (handshakes, heartbeats). */
@@ -211,7 +216,7 @@ export class MongoConnection {
   ): Promise<Result> {
     if (this.#latest === undefined) return operation({ signal });
     // Of the client's pool of sessions: nothing is sent to begin or to end it.
-    const session = this.#client.startSession({ causalConsistency: asksForLatest });
+    const session = this.#watched.client.startSession({ causalConsistency: asksForLatest });
     try {
       if (asksForLatest) session.advanceOperationTime(this.#latest);
       // The driver tells a server only the cluster time that it has heard on the same connection. One whose clock is behind

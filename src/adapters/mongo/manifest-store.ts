@@ -27,11 +27,13 @@ const REPLACEABLE: Readonly<Record<ManifestStatus, readonly ManifestStatus[]>> =
 
 export class MongoManifestStore implements ManifestStore {
   readonly #connection: MongoConnection;
-  readonly #manifests: Collection<ManifestDocument>;
 
   constructor(connection: MongoConnection) {
     this.#connection = connection;
-    this.#manifests = connection.db.collection<ManifestDocument>(COLLECTIONS.manifests);
+  }
+
+  get #manifests(): Collection<ManifestDocument> {
+    return this.#connection.db.collection<ManifestDocument>(COLLECTIONS.manifests);
   }
 
   async find(id: string): Promise<ManifestRecord | undefined> {

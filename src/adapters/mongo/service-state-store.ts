@@ -21,7 +21,6 @@ function kekCheckId(version: number): string {
 
 export class MongoServiceStateStore implements ServiceStateStore {
   readonly #connection: MongoConnection;
-  readonly #state: Collection<StateDocument>;
 
   readonly #markerId: string;
 
@@ -29,7 +28,10 @@ export class MongoServiceStateStore implements ServiceStateStore {
   constructor(connection: MongoConnection, prefix: string) {
     this.#connection = connection;
     this.#markerId = `redis-marker:${prefix}`;
-    this.#state = connection.db.collection<StateDocument>(COLLECTIONS.serviceState);
+  }
+
+  get #state(): Collection<StateDocument> {
+    return this.#connection.db.collection<StateDocument>(COLLECTIONS.serviceState);
   }
 
   async redis(): Promise<KnownRedis | undefined> {

@@ -26,13 +26,15 @@ const CREATE_TRIES_MAX = 3;
 
 export class MongoSessionStore implements SessionStore, SessionListing {
   readonly #connection: MongoConnection;
-  readonly #sessions: Collection<SessionDocument>;
   readonly #find: (id: SessionId) => Promise<SessionDocument | undefined>;
 
   constructor(connection: MongoConnection) {
     this.#connection = connection;
-    this.#sessions = connection.db.collection<SessionDocument>(COLLECTIONS.sessions);
     this.#find = coalesce({ lanes: 1, itemsMax: FIND_ITEMS_MAX, send: (ids) => this.#findMany(ids) });
+  }
+
+  get #sessions(): Collection<SessionDocument> {
+    return this.#connection.db.collection<SessionDocument>(COLLECTIONS.sessions);
   }
 
   async find(session: SessionId): Promise<SessionRecord | undefined> {

@@ -12,11 +12,13 @@ const TRIES_MAX = 256;
 
 export class MongoTileStore implements TileStore, TileRepair {
   readonly #connection: MongoConnection;
-  readonly #tiles: Collection<TileDocument>;
 
   constructor(connection: MongoConnection) {
     this.#connection = connection;
-    this.#tiles = connection.db.collection<TileDocument>(COLLECTIONS.tiles);
+  }
+
+  get #tiles(): Collection<TileDocument> {
+    return this.#connection.db.collection<TileDocument>(COLLECTIONS.tiles);
   }
 
   async read(session: SessionId, level: number, n: number): Promise<Uint8Array | undefined> {

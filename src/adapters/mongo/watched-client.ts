@@ -35,28 +35,37 @@ const TEXT_GIVEN_UP =
  * written to it: `Connection.writeCommand` then waits for `drain`, and hears of an error but not of `close`. If that
  * was a job's command, the job would keep its lock and its chunk for ever; if it was a heartbeat, the driver would never look for that server
  * again. So an operation is given up after a time, with its connection: its outcome is unknown then, as after a lost reply, but it doesn't
- * reach the server any more. And a client whose heartbeat doesn't end is connected anew.
+ * reach the server any more. And a client whose heartbeat doesn't end is left, for a new one: to close it may take as long.
  */
 export class WatchedClient {
-  readonly #client: MongoClient;
+  readonly #open: () => MongoClient;
   readonly #limits: WatchedClientLimits;
   readonly #onDeaf: () => void;
   readonly #attempts = new Set<Attempt>();
   /** By address: fires when the heartbeat has taken too long. */
   readonly #heartbeats = new Map<string, NodeJS.Timeout>();
   readonly #closing = new AbortController();
+  /** Clients that were left, until they have closed, if they ever do. */
+  readonly #left = new Set<Promise<void>>();
+  #client: MongoClient;
   #reconnecting: Promise<void> | undefined;
 
-  /** `onDeaf` hears of each time that the client is connected anew. */
-  constructor(client: MongoClient, limits: WatchedClientLimits, onDeaf: () => void) {
-    this.#client = client;
+  /** `open` makes a client that isn't connected yet; `onDeaf` hears of each time that one is left for another. */
+  constructor(open: () => MongoClient, limits: WatchedClientLimits, onDeaf: () => void) {
+    this.#open = open;
     this.#limits = limits;
     this.#onDeaf = onDeaf;
-    client.on("connectionPoolCleared", () => this.#hurry());
-    client.on("serverHeartbeatStarted", ({ connectionId, awaited }) => this.#watch(connectionId, awaited));
-    client.on("serverHeartbeatSucceeded", ({ connectionId }) => this.#unwatch(connectionId));
-    client.on("serverHeartbeatFailed", ({ connectionId }) => this.#unwatch(connectionId));
-    client.on("serverClosed", ({ address }) => this.#unwatch(address));
+    this.#client = this.#openWatched();
+  }
+
+  /** For one operation: it may be another one for the next. */
+  get client(): MongoClient {
+    return this.#client;
+  }
+
+  /** The first time. Throws the driver's error when the server doesn't answer within seconds. */
+  async connect(): Promise<void> {
+    await this.#client.connect();
   }
 
   /** Ends `operation` early with STORE_UNAVAILABLE, if it passes the signal to the driver. */
@@ -74,16 +83,57 @@ export class WatchedClient {
     }
   }
 
-  /** Ends within twice closeMs also when the server is gone; what is under way fails with STORE_UNAVAILABLE. */
+  /** Ends within closeMs also when the server is gone; what is under way fails with STORE_UNAVAILABLE. */
   async close(): Promise<void> {
     this.#closing.abort();
-    await this.#closeClient();
+    const over = new AbortController();
+    try {
+      await Promise.race([this.#closeAll(), clock.sleep(this.#limits.closeMs, over.signal)]);
+    } finally {
+      over.abort();
+      this.#forgetHeartbeats();
+      this.#giveUpAll();
+    }
+  }
+
+  async #closeAll(): Promise<void> {
+    await this.#client.close();
     if (this.#reconnecting !== undefined) {
       await this.#reconnecting;
-      await this.#closeClient();
+      // It may have been about to connect.
+      await this.#client.close();
     }
-    for (const address of this.#heartbeats.keys()) this.#unwatch(address);
-    this.#giveUpAll();
+    await Promise.all(this.#left);
+  }
+
+  #openWatched(): MongoClient {
+    const client = this.#open();
+    const unlessLeft =
+      <Event>(listen: (event: Event) => void) =>
+      (event: Event): void => {
+        if (client === this.#client) listen(event);
+      };
+    client.on(
+      "connectionPoolCleared",
+      unlessLeft(() => this.#hurry()),
+    );
+    client.on(
+      "serverHeartbeatStarted",
+      unlessLeft(({ connectionId, awaited }) => this.#watch(connectionId, awaited)),
+    );
+    client.on(
+      "serverHeartbeatSucceeded",
+      unlessLeft(({ connectionId }) => this.#unwatch(connectionId)),
+    );
+    client.on(
+      "serverHeartbeatFailed",
+      unlessLeft(({ connectionId }) => this.#unwatch(connectionId)),
+    );
+    client.on(
+      "serverClosed",
+      unlessLeft(({ address }) => this.#unwatch(address)),
+    );
+    return client;
   }
 
   #hurry(): void {
@@ -113,20 +163,26 @@ export class WatchedClient {
     this.#heartbeats.delete(address);
   }
 
+  #forgetHeartbeats(): void {
+    for (const address of this.#heartbeats.keys()) this.#unwatch(address);
+  }
+
   #reconnect(): void {
     if (this.#closing.signal.aborted || this.#reconnecting !== undefined) return;
     this.#onDeaf();
-    this.#reconnecting = this.#connectAnew().finally(() => {
+    this.#reconnecting = this.#connectAnother().finally(() => {
       this.#reconnecting = undefined;
     });
   }
 
-  async #connectAnew(): Promise<void> {
+  async #connectAnother(): Promise<void> {
     this.#giveUpAll();
+    this.#forgetHeartbeats();
+    this.#leave(this.#client);
+    this.#client = this.#openWatched();
     const { signal } = this.#closing;
     while (!signal.aborted) {
       try {
-        await this.#closeClient();
         await this.#client.connect();
         return;
       } catch {
@@ -136,14 +192,14 @@ export class WatchedClient {
     }
   }
 
-  /** The same client can be connected again afterwards. */
-  async #closeClient(): Promise<void> {
-    const over = new AbortController();
-    try {
-      await Promise.race([this.#client.close(), clock.sleep(this.#limits.closeMs, over.signal)]);
-    } finally {
-      over.abort();
-    }
+  /** Nobody waits for it: it asks a server that may not answer to end its sessions, and may be forgotten as well. */
+  #leave(client: MongoClient): void {
+    const closed = client.close().then(
+      () => undefined,
+      () => undefined,
+    );
+    this.#left.add(closed);
+    void closed.finally(() => this.#left.delete(closed));
   }
 }
 
