@@ -42,14 +42,17 @@ export class CpuThread {
     this.#startTimer = setTimeout(() => this.#die("did not get ready", undefined), START_MS_MAX);
   }
 
-  /** The position of the item that it works on, in a job of several. It can be read while the thread hangs, and when it has ended. */
+  /**
+   * The position of the item that it works on, in a job of several; below 0: it hasn't begun. It can be read while the thread hangs, and
+   * when it has ended.
+   */
   get itemAt(): number {
     return Atomics.load(this.#itemAt, 0);
   }
 
   /** Throws what structured clone throws, in which case the thread has seen nothing. */
   post(job: ThreadJob, transfer: ArrayBuffer[]): void {
-    Atomics.store(this.#itemAt, 0, 0);
+    Atomics.store(this.#itemAt, 0, -1);
     this.#worker.postMessage(job, transfer);
   }
 

@@ -46,11 +46,10 @@ export interface RunOptions {
   readonly signal?: AbortSignal | undefined;
   /** Default: that of the pool. */
   readonly timeoutMs?: number;
-  /**
-   * For a job of several items. Called with the position of one when its thread has begun no other for HELD_UP_MS, at most once; and, before
-   * the job fails, when the thread ends at it.
-   */
+  /** For a job of several items: the position of one at which its thread has stood for HELD_UP_MS. At most once. */
   readonly onHeldUp?: (at: number) => void;
+  /** Likewise, before the job fails: the position at which its thread ended, or its time. */
+  readonly onEndedAt?: (at: number) => void;
 }
 
 interface Job {
@@ -58,6 +57,7 @@ interface Job {
   readonly task: ThreadTask;
   readonly timeoutMs: number;
   readonly onHeldUp: ((at: number) => void) | undefined;
+  readonly onEndedAt: ((at: number) => void) | undefined;
   /** Both have no effect after the first call of either. */
   readonly resolve: (result: ThreadResults[ThreadTaskKind]) => void;
   readonly reject: (reason: unknown) => void;
@@ -178,10 +178,10 @@ export class CpuThreads {
     if (this.#waiting.length >= QUEUED_MAX) {
       throw new LucidError("QUEUE_UNAVAILABLE", `more than ${QUEUED_MAX} jobs wait for a CPU thread`);
     }
-    const { signal, onHeldUp, timeoutMs = this.#options.timeoutMs } = options;
+    const { signal, onHeldUp, onEndedAt, timeoutMs = this.#options.timeoutMs } = options;
     if (signal?.aborted === true) throw cancelled(signal);
     const { promise, ...settle } = Promise.withResolvers<ThreadResults[ThreadTaskKind]>();
-    const job: Job = { id: this.#nextId++, task, timeoutMs, onHeldUp, ...settle };
+    const job: Job = { id: this.#nextId++, task, timeoutMs, onHeldUp, onEndedAt, ...settle };
     const onAbort = (): void => this.#cancel(job, signal);
     signal?.addEventListener("abort", onAbort, { once: true });
     this.#waiting.push(job);
@@ -215,7 +215,14 @@ export class CpuThreads {
     const { promise, ...settle } = Promise.withResolvers<unknown>();
     const timeoutMs = Math.min(PING_MS_MAX, this.#options.timeoutMs);
     const task: ThreadTask = { kind: "ping", request: {} };
-    this.#assign(post, { id: this.#nextId++, task, timeoutMs, onHeldUp: undefined, ...settle });
+    this.#assign(post, {
+      id: this.#nextId++,
+      task,
+      timeoutMs,
+      onHeldUp: undefined,
+      onEndedAt: undefined,
+      ...settle,
+    });
     return promise;
   }
 
@@ -267,7 +274,7 @@ export class CpuThreads {
       heldUp: undefined,
     };
     post.run = run;
-    if (job.onHeldUp !== undefined) this.#watchItems(post, run, job.onHeldUp, 0);
+    if (job.onHeldUp !== undefined) this.#watchItems(post, run, job.onHeldUp, -1);
   }
 
   /**
@@ -281,7 +288,8 @@ export class CpuThreads {
   #watchItems(post: Post, run: Run, onHeldUp: (at: number) => void, seenAt: number): void {
     run.heldUp = this.#whenStillRunning(post, run.job, HELD_UP_MS, () => {
       const at = post.thread.itemAt;
-      if (at === seenAt) onHeldUp(at);
+      // One that hasn't begun may only lack a core: setting it aside and its timeout are for that.
+      if (at >= 0 && at === seenAt) onHeldUp(at);
       else this.#watchItems(post, run, onHeldUp, at);
     });
   }
@@ -335,7 +343,7 @@ export class CpuThreads {
     this.#aside.delete(post);
     const slot = this.#slotOf(post);
     const delayMs = slot === undefined ? 0 : this.#restart(slot);
-    job?.onHeldUp?.(post.thread.itemAt);
+    job?.onEndedAt?.(Math.max(0, post.thread.itemAt));
     job?.reject(error);
     this.#options.log?.({ kind: "thread-replaced", thread: post.number, error, delayMs });
   }

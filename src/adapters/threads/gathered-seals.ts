@@ -1,8 +1,8 @@
-import { errorCodeOf, LucidError } from "../../core/errors.ts";
+import { asLucidError, errorCodeOf, LucidError } from "../../core/errors.ts";
 import type { SealedChunk, SealRequest } from "../../core/kernel.ts";
 import type { SealOutcome } from "../../schema/thread.ts";
 import { coalesce } from "../coalesce.ts";
-import type { CpuThreads } from "./cpu-threads.ts";
+import type { CpuThreads, RunOptions } from "./cpu-threads.ts";
 
 /**
  * Chunks go to a thread together if passing them costs more than the work: 0.15 ms each at most, on the machine of `npm run bench`. What
@@ -25,6 +25,8 @@ const ITEMS_MAX = 64;
 const LANE_DELAY_MS = 50;
 /** Of the time that a job is given. They take milliseconds, so that much less than for a large chunk means that one hangs. */
 const TIMEOUT_SHARE = 1 / 6;
+/** A thread may be slow rather than hang: what is sent again and again makes the machine slower. */
+const RESENT_MAX = 3;
 
 export interface GatheredSealsOptions {
   readonly threads: number;
@@ -38,16 +40,21 @@ export function isGathered({ payload, compression: { algorithm, level } }: SealR
   );
 }
 
-/** Not settled yet for a chunk that its thread hangs at, whose company has been sent again. */
+/** Whichever answer comes first counts: the work is pure, but for the nonce, and the other's result goes nowhere. */
 interface Sealing {
-  readonly chunk: Promise<SealedChunk>;
+  readonly request: SealRequest;
+  readonly resolve: (chunk: SealedChunk) => void;
+  readonly reject: (reason: Error) => void;
+  isSettled: boolean;
+  /** Times that it was sent again because another one held its thread up. */
+  resent: number;
 }
 
 /** Seals small chunks together. One that can't be sealed, that hangs its thread or ends it, fails alone. */
 export class GatheredSeals {
   readonly #pool: Pick<CpuThreads, "run">;
   readonly #timeoutMs: number;
-  readonly #gather: (request: SealRequest) => Promise<Sealing>;
+  readonly #gather: (sealing: Sealing) => Promise<void>;
 
   constructor(pool: Pick<CpuThreads, "run">, { threads, timeoutMs }: GatheredSealsOptions) {
     this.#pool = pool;
@@ -56,87 +63,97 @@ export class GatheredSeals {
       lanes: threads,
       laneDelayMs: LANE_DELAY_MS,
       itemsMax: ITEMS_MAX,
-      send: (requests) => this.#send(requests),
+      send: (sealings) => this.#send(sealings),
     });
   }
 
   /** Errors of sealChunk, CpuThreads.run. */
-  async seal(request: SealRequest): Promise<SealedChunk> {
-    const { chunk } = await this.#gather(request);
-    return chunk;
+  seal(request: SealRequest): Promise<SealedChunk> {
+    return new Promise((resolve, reject) => {
+      const sealing: Sealing = {
+        request,
+        resolve(chunk) {
+          sealing.isSettled = true;
+          resolve(chunk);
+        },
+        reject(reason) {
+          sealing.isSettled = true;
+          reject(reason);
+        },
+        isSettled: false,
+        resent: 0,
+      };
+      this.#submit(sealing);
+    });
   }
 
-  /** Resolves when the thread has answered, or keeps nobody but the chunk that holds it up; rejects if it took none of them. */
-  async #send(requests: readonly SealRequest[]): Promise<readonly Sealing[]> {
-    const sealings = requests.map(() => Promise.withResolvers<SealedChunk>());
-    const free = Promise.withResolvers<void>();
-    this.#sealTogether(requests, sealings, free.resolve).then(free.resolve, free.reject);
-    await free.promise;
-    return sealings.map(({ promise }) => ({ chunk: promise }));
+  #submit(sealing: Sealing): void {
+    this.#gather(sealing).catch((thrown: unknown) => sealing.reject(asLucidError(thrown)));
   }
 
-  async #sealTogether(
-    requests: readonly SealRequest[],
-    sealings: readonly PromiseWithResolvers<SealedChunk>[],
-    setFree: () => void,
-  ): Promise<void> {
-    const kept = new Set(requests.keys());
-    let heldUpAt: number | undefined;
-    const sendAgain = (
-      positions: readonly number[],
-      seal: (request: SealRequest) => Promise<SealedChunk>,
-    ) => {
-      for (const at of positions) {
-        const request = requests[at];
-        if (request !== undefined && kept.delete(at)) sealings[at]?.resolve(seal(request));
-      }
-    };
+  #submitAlone(sealing: Sealing): void {
+    this.#send([sealing]).catch((thrown: unknown) => sealing.reject(asLucidError(thrown)));
+  }
+
+  /** Resolves when the thread has answered, or keeps only what holds it up; rejects if it took none of them. */
+  async #send(sealings: readonly Sealing[]): Promise<readonly void[]> {
+    const open = sealings.filter(({ isSettled }) => !isSettled);
+    if (open.length > 0) {
+      const free = Promise.withResolvers<void>();
+      this.#sealTogether(open, free.resolve).then(free.resolve, free.reject);
+      await free.promise;
+    }
+    return sealings.map(() => undefined);
+  }
+
+  async #sealTogether(sealings: readonly Sealing[], setFree: () => void): Promise<void> {
+    /** Which no other group has. */
+    const kept = new Set(sealings);
+    let last: Sealing | undefined;
     const onHeldUp = (at: number): void => {
-      heldUpAt = at;
-      sendAgain(
-        [...kept].filter((position) => position !== at),
-        (request) => this.seal(request),
-      );
+      for (const [position, sealing] of sealings.entries()) {
+        if (position === at || sealing.isSettled || sealing.resent >= RESENT_MAX) continue;
+        kept.delete(sealing);
+        sealing.resent += 1;
+        this.#submit(sealing);
+      }
       setFree();
     };
+    const onEndedAt = (at: number): void => {
+      last = sealings[at];
+    };
     try {
-      const outcomes = await this.#run(requests, onHeldUp);
-      for (const at of kept) settle(sealings[at], outcomes[at]);
+      const outcomes = await this.#run(sealings, { onHeldUp, onEndedAt });
+      for (const [at, sealing] of sealings.entries()) settle(sealing, outcomes[at]);
     } catch (thrown) {
       // It was given to no thread, or none of them was as it should be.
-      if (heldUpAt === undefined) throw thrown;
+      if (last === undefined) throw thrown;
       // Whether it was this one that ended its thread shows when it is alone; the time of one that hangs is over.
-      const isDecided = requests.length === 1 || errorCodeOf(thrown) === "THREAD_TIMEOUT";
-      if (isDecided && kept.has(heldUpAt)) sealings[heldUpAt]?.reject(thrown);
-      else sendAgain([...kept], (request) => this.#sealAlone(request));
+      const isDecided = sealings.length === 1 || errorCodeOf(thrown) === "THREAD_TIMEOUT";
+      // Each alone: were there more of its kind among them, a group would end one thread after another.
+      for (const sealing of kept) {
+        if (isDecided && sealing === last) sealing.reject(asLucidError(thrown));
+        else this.#submitAlone(sealing);
+      }
     }
   }
 
-  async #sealAlone(request: SealRequest): Promise<SealedChunk> {
-    const [sealing] = await this.#send([request]);
-    if (sealing === undefined) throw missing();
-    return sealing.chunk;
-  }
-
   async #run(
-    requests: readonly SealRequest[],
-    onHeldUp: (at: number) => void,
+    sealings: readonly Sealing[],
+    heard: Pick<RunOptions, "onHeldUp" | "onEndedAt">,
   ): Promise<readonly SealOutcome[]> {
     const { outcomes } = await this.#pool.run(
-      { kind: "seal-many", request: { requests: [...requests] } },
-      { timeoutMs: this.#timeoutMs, onHeldUp },
+      { kind: "seal-many", request: { requests: sealings.map(({ request }) => request) } },
+      { timeoutMs: this.#timeoutMs, ...heard },
     );
     return outcomes;
   }
 }
 
-function settle(
-  sealing: PromiseWithResolvers<SealedChunk> | undefined,
-  outcome: SealOutcome | undefined,
-): void {
-  if (outcome === undefined) sealing?.reject(missing());
-  else if (outcome.state === "sealed") sealing?.resolve(outcome.chunk);
-  else sealing?.reject(new LucidError(outcome.code, outcome.message));
+function settle(sealing: Sealing, outcome: SealOutcome | undefined): void {
+  if (outcome === undefined) sealing.reject(missing());
+  else if (outcome.state === "sealed") sealing.resolve(outcome.chunk);
+  else sealing.reject(new LucidError(outcome.code, outcome.message));
 }
 
 function missing(): LucidError {
