@@ -1,10 +1,10 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as immediate, setTimeout as sleep } from "node:timers/promises";
 import { Queue } from "bullmq";
 import { Redis } from "ioredis";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { freePort } from "../../deploy/local/free-port.ts";
 import { type LocalServer, startLocalRedis } from "../../deploy/local/servers.ts";
 import { type ChunkConsumerOptions, createChunkConsumer } from "../../src/adapters/bullmq/chunk-consumer.ts";
@@ -320,6 +320,22 @@ test("a Redis without memory is back-pressure for producers and no hot loop for 
   await until("the others", () => seen.size === 4, 10_000);
   expect(outcomes.every(({ outcome }) => outcome === "completed")).toBe(true);
 }, 60_000);
+
+test("a reply that came while the loop was held up is read, and its command isn't sent again", async () => {
+  const onError = vi.fn<() => void>();
+  const client = waitingClient({ url: url(), onError }, "held up");
+  closers.push(() => closeClient(client));
+  await client.ping();
+  const reply = client.incr("held-up");
+  // Leaves with the end of this turn.
+  await sleep(20);
+  const again = client.incr("held-up");
+  await immediate();
+  const untilMs = performance.now() + 10_500;
+  while (performance.now() < untilMs);
+  expect([await reply, await again, await client.get("held-up")]).toEqual([1, 2, "2"]);
+  expect(onError).not.toHaveBeenCalled();
+});
 
 test("only silence while a reply is due cuts a connection: an idle one stays, and one whose reply takes long", async () => {
   const LIMIT_MS = 10_000;

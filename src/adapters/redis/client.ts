@@ -30,8 +30,11 @@ const SILENCE_MS_MAX = COMMAND_TIMEOUT_MS;
 const BLOCKING_SILENCE_MS_MAX = 15_000;
 /** How often a connection that may be idle asks for a reply: so that nothing between forgets it, or its loss is known before it is needed. */
 const PING_INTERVAL_MS = 5_000;
-/** A failover can leave us connected to what is a replica now: reconnect, and send the command again. */
+/** A failover can leave us connected to what is a replica now: reconnect, and send the command again, or tell whoever sent it. */
 const RECONNECT_AND_RESEND = 2;
+const RECONNECT = 1;
+/** Where it is a replica again, the next connection is: reads get through meanwhile. */
+const RECONNECT_INTERVAL_MS = 5_000;
 
 type ClientOptions = Omit<RedisOptions, "replyMapping">;
 
@@ -39,16 +42,18 @@ const COMMON: ClientOptions = {
   // ioredis keeps a timer of this length after every disconnect of a connection that was lost already.
   disconnectTimeout: DISCONNECT_TIMEOUT_MS,
   connectTimeout: CONNECT_TIMEOUT_MS,
-  socketTimeout: SILENCE_MS_MAX,
   retryStrategy: (times) => Math.min(RECONNECT_FIRST_MS * 2 ** Math.min(times - 1, 10), RECONNECT_MAX_MS),
-  reconnectOnError: (error) => (error.message.startsWith("READONLY") ? RECONNECT_AND_RESEND : false),
 };
 
 /**
  * Commands wait for Redis as long as it takes: what BullMQ's workers need. Those without a reply when a connection is lost are sent again, and
  * may be applied twice: BullMQ's scripts then find the job not theirs any more.
  */
-const WAITS: ClientOptions = { ...COMMON, maxRetriesPerRequest: null };
+const WAITS: ClientOptions = {
+  ...COMMON,
+  maxRetriesPerRequest: null,
+  reconnectOnError: (error) => (isReadOnly(error) ? RECONNECT_AND_RESEND : false),
+};
 
 /**
  * Commands fail at once while Redis is away, and those in flight when it goes. The pipeline waits by itself
@@ -62,11 +67,31 @@ const FAILS_FAST: ClientOptions = {
   commandTimeout: COMMAND_TIMEOUT_MS,
 };
 
+/** Of a client of its own: how long ago it was made anew. */
+function failsFast(): ClientOptions {
+  let reconnectedMs = Number.NEGATIVE_INFINITY;
+  return {
+    ...FAILS_FAST,
+    reconnectOnError(error) {
+      const nowMs = performance.now();
+      if (!isReadOnly(error) || nowMs - reconnectedMs < RECONNECT_INTERVAL_MS) return false;
+      reconnectedMs = nowMs;
+      return RECONNECT;
+    },
+  };
+}
+
+function isReadOnly({ message }: Error): boolean {
+  return message.startsWith("READONLY");
+}
+
 /** A connection that knows the copies which BullMQ makes of it, so that all can be counted and cut. */
 export class OwnedRedis extends Redis {
   readonly #where: string;
   readonly #target: RedisTarget;
   readonly #copies: Redis[] = [];
+  /** Runs while a reply is due; every command of a while asks again. */
+  #silence: NodeJS.Timeout | undefined;
   #commands = 0;
 
   constructor(target: RedisTarget, where: string, options: ClientOptions) {
@@ -84,7 +109,31 @@ export class OwnedRedis extends Redis {
   override sendCommand(...[command, stream]: Parameters<Redis["sendCommand"]>): unknown {
     this.#commands += 1;
     this.#gatherWrites();
-    return super.sendCommand(command, stream);
+    const reply: unknown = super.sendCommand(command, stream);
+    this.#expectData();
+    return reply;
+  }
+
+  /**
+   * As the option `socketTimeout`, which a loop that was held up for so long, or a process that was frozen, would make cut a connection whose
+   * reply is there and unread: the loop gets the rest of the turn to read it.
+   */
+  #expectData(): void {
+    if (this.#silence !== undefined || this.status !== "ready") return;
+    const { stream } = this;
+    const end = (): void => {
+      clearTimeout(timer);
+      stream.off("data", end).off("close", end);
+      if (this.#silence === timer) this.#silence = undefined;
+    };
+    const cut = (): void => {
+      if (this.#silence !== timer) return;
+      end();
+      stream.destroy(new Error(`Socket timeout: no data in ${SILENCE_MS_MAX} ms`));
+    };
+    const timer = setTimeout(() => setImmediate(cut), SILENCE_MS_MAX);
+    this.#silence = timer;
+    stream.on("data", end).on("close", end);
   }
 
   /** What is sent in one turn of the event loop leaves as one write, at its end: each alone would be a system call. */
@@ -95,7 +144,7 @@ export class OwnedRedis extends Redis {
     setImmediate(() => stream.uncork());
   }
 
-  /** What BullMQ blocks on. */
+  /** What BullMQ blocks on: to have waited twice for the same does no harm there. */
   override duplicate(override?: Partial<RedisOptions>): Redis {
     const copy = super.duplicate({ socketTimeout: BLOCKING_SILENCE_MS_MAX, ...override });
     this.#listen(copy);
@@ -133,7 +182,7 @@ export function waitingClient(target: RedisTarget, where: string): OwnedRedis {
 }
 
 export function failFastClient(target: RedisTarget, where: string): OwnedRedis {
-  return new OwnedRedis(target, where, FAILS_FAST).pingRegularly();
+  return new OwnedRedis(target, where, failsFast()).pingRegularly();
 }
 
 /**
@@ -142,8 +191,8 @@ export function failFastClient(target: RedisTarget, where: string): OwnedRedis {
  */
 export function valueClient(target: RedisTarget, where: string, valueBytesMax: number): OwnedRedis {
   const options = isPlainTcp(target.url)
-    ? { ...FAILS_FAST, Connector: ringConnector(valueBytesMax) }
-    : FAILS_FAST;
+    ? { ...failsFast(), Connector: ringConnector(valueBytesMax) }
+    : failsFast();
   return new OwnedRedis(target, where, options).pingRegularly();
 }
 
