@@ -214,15 +214,12 @@ async function pickupCheck(
   const name = "jobs";
   let stalledMs: number | undefined;
   await boundedCheck(name, true, async () => {
-    const queues = await readQueues();
-    try {
-      await checkWrites();
-    } catch (thrown) {
-      if (!isForbidden(thrown)) {
-        pickup.forget();
-        throw thrown;
-      }
-    }
+    const forget = (thrown: unknown): never => {
+      pickup.forget();
+      throw thrown;
+    };
+    const queues = await readQueues().catch(forget);
+    await checkWrites().catch((thrown: unknown) => (isForbidden(thrown) ? undefined : forget(thrown)));
     stalledMs = pickup.observe(queues.find(({ queue }) => queue === QUEUE_CHUNKS)?.depth.waiting ?? 0);
     return "known";
   });

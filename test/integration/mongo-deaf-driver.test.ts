@@ -1,4 +1,4 @@
-import type { Socket } from "node:net";
+import net, { type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, onTestFinished, test, vi } from "vitest";
 import {
@@ -24,7 +24,7 @@ const withCode = (code: string): unknown => expect.objectContaining({ code });
 
 /** What the driver keeps to itself. */
 interface DriverServer {
-  readonly pool: { readonly connections: Set<{ readonly socket: Socket }>; clear(): void };
+  readonly pool: { readonly connections: Set<{ readonly socket: Socket; destroy(): void }>; clear(): void };
   readonly monitor: {
     readonly s: { readonly state: string };
     readonly connection: { readonly socket: Socket };
@@ -114,9 +114,46 @@ test("one that is under way when the driver gives its connections up is not wait
   const mongo = await connection({ limits: { operationMs: LONG_MS, afterOutageMs: SHORT_MS } });
   stallPool(mongo);
   const lost = mongo.ping();
-  await Promise.resolve();
+  const outcome = Promise.allSettled([lost]);
+  // It has its connection by then.
+  await sleep(50);
   driverServer(mongo).pool.clear();
+  expect(await Promise.race([outcome, sleep(SHORT_MS / 2, "waits")])).toBe("waits");
   await expect(lost).rejects.toThrow(withCode("STORE_UNAVAILABLE"));
+});
+
+test("a server that comes and goes doesn't give a forgotten operation more time", async () => {
+  const mongo = await connection({ limits: { operationMs: 3 * SHORT_MS, afterOutageMs: 2 * SHORT_MS } });
+  stallPool(mongo);
+  const lost = Promise.allSettled([mongo.ping()]);
+  await sleep(50);
+  const startMs = performance.now();
+  const clearing = setInterval(() => driverServer(mongo).pool.clear(), SHORT_MS / 2);
+  await lost;
+  clearInterval(clearing);
+  expect(performance.now() - startMs).toBeGreaterThan(SHORT_MS);
+  expect(performance.now() - startMs).toBeLessThan(10 * SHORT_MS);
+  expect(await lost).toMatchObject([{ reason: { code: "STORE_UNAVAILABLE" } }]);
+});
+
+test("a client that forgets the handshake of a connection is left for another", async () => {
+  const onDeaf = vi.fn<() => void>();
+  const mongo = await connection({ onDeaf, limits: { operationMs: LONG_MS, handshakeMs: SHORT_MS } });
+  const connect = net.createConnection;
+  const forgetful = vi.spyOn(net, "createConnection").mockImplementation(((...args: [net.NetConnectOpts]) => {
+    const socket = connect(...args);
+    stall(socket);
+    return socket.once("connect", () => setTimeout(() => socket.destroy(), 50));
+  }) as typeof net.createConnection);
+  try {
+    for (const pooled of driverServer(mongo).pool.connections) pooled.destroy();
+    const outcome = Promise.allSettled([mongo.ping()]);
+    await vi.waitFor(() => expect(onDeaf).toHaveBeenCalled(), 10_000);
+    expect(await outcome).toMatchObject([{ reason: { code: "STORE_UNAVAILABLE" } }]);
+  } finally {
+    forgetful.mockRestore();
+  }
+  await vi.waitFor(() => mongo.ping(), 15_000);
 });
 
 test("a client whose heartbeat is forgotten is connected anew, and its stores go on", async () => {

@@ -28,6 +28,8 @@ const WATCH: WatchedClientLimits = {
   // The driver gives connecting, the handshake and the answer so much time each.
   heartbeatMs: 2 * CONNECT_MS + 2_000,
   awaitedHeartbeatMs: CONNECT_MS + HEARTBEAT_PAUSE_MS + 2_000,
+  // The same, and the messages of the authentication.
+  handshakeMs: 4 * CONNECT_MS,
   closeMs: 5_000,
 };
 /**

@@ -11,11 +11,14 @@ export interface WatchedClientLimits {
   readonly heartbeatMs: number;
   /** Longest time of one that the server answers when something has changed. */
   readonly awaitedHeartbeatMs: number;
+  /** Longest time from a connection's start until it can be used. */
+  readonly handshakeMs: number;
   readonly closeMs: number;
 }
 
 interface Attempt {
   readonly giveUp: () => void;
+  dueMs: number;
   timer: NodeJS.Timeout;
 }
 
@@ -30,20 +33,26 @@ const RECONNECT_PAUSE_MS = 500;
 const TEXT_GIVEN_UP =
   "MongoDB's driver did not end an operation in its time; it is not known whether it was applied";
 
+/** Serve no operation of ours, which all go to the primary: their outages are no reason to give one up. */
+const UNUSED_KINDS: ReadonlySet<string> = new Set(["RSSecondary", "RSArbiter", "RSOther", "RSGhost"]);
+
 /**
  * A client whose driver may forget to settle what it was asked. mongodb 7.9 does so when a connection closes while a command is being
  * written to it: `Connection.writeCommand` then waits for `drain`, and hears of an error but not of `close`. If that
  * was a job's command, the job would keep its lock and its chunk for ever; if it was a heartbeat, the driver would never look for that server
- * again. So an operation is given up after a time, with its connection: its outcome is unknown then, as after a lost reply, but it doesn't
- * reach the server any more. And a client whose heartbeat doesn't end is left, for a new one: to close it may take as long.
+ * again; if it was a connection's handshake, no other would be made in its place. So an operation is given up after a time, with its connection,
+ * and its outcome is unknown then, as after a lost reply. And a client whose heartbeat or handshake doesn't end is left, for a new one: to close
+ * it may take as long.
  */
 export class WatchedClient {
   readonly #open: () => MongoClient;
   readonly #limits: WatchedClientLimits;
   readonly #onDeaf: () => void;
   readonly #attempts = new Set<Attempt>();
-  /** By address: fires when the heartbeat has taken too long. */
-  readonly #heartbeats = new Map<string, NodeJS.Timeout>();
+  /** Heartbeats by address, and handshakes by address and number: fires when one has taken too long. */
+  readonly #awaited = new Map<string, NodeJS.Timeout>();
+  /** Of each server, as it was last known. */
+  readonly #kinds = new Map<string, string>();
   readonly #closing = new AbortController();
   /** Clients that were left, until they have closed, if they ever do. */
   readonly #left = new Set<Promise<void>>();
@@ -68,15 +77,25 @@ export class WatchedClient {
     await this.#client.connect();
   }
 
-  /** Ends `operation` early with STORE_UNAVAILABLE, if it passes the signal to the driver. */
+  /** Ends `operation` early with STORE_UNAVAILABLE: where it passes the signal to the driver, with its connection. */
   async run<Result>(operation: (abortable: Abortable) => Promise<Result>): Promise<Result> {
     if (this.#reconnecting !== undefined) throw unavailable("MongoDB's driver is connecting anew");
     const controller = new AbortController();
-    const giveUp = (): void => controller.abort(unavailable(TEXT_GIVEN_UP));
-    const attempt: Attempt = { giveUp, timer: setTimeout(giveUp, this.#limits.operationMs) };
+    const { promise: givenUp, reject } = Promise.withResolvers<never>();
+    const giveUp = (): void => {
+      const reason = unavailable(TEXT_GIVEN_UP);
+      controller.abort(reason);
+      reject(reason);
+    };
+    const { operationMs } = this.#limits;
+    const attempt = {
+      giveUp,
+      dueMs: performance.now() + operationMs,
+      timer: setTimeout(giveUp, operationMs),
+    };
     this.#attempts.add(attempt);
     try {
-      return await operation(controller);
+      return await Promise.race([operation(controller), givenUp]);
     } finally {
       clearTimeout(attempt.timer);
       this.#attempts.delete(attempt);
@@ -91,7 +110,7 @@ export class WatchedClient {
       await Promise.race([this.#closeAll(), clock.sleep(this.#limits.closeMs, over.signal)]);
     } finally {
       over.abort();
-      this.#forgetHeartbeats();
+      this.#unwatchAll();
       this.#giveUpAll();
     }
   }
@@ -109,17 +128,26 @@ export class WatchedClient {
   #openWatched(): MongoClient {
     const client = this.#open();
     const unlessLeft =
-      <Event>(listen: (event: Event) => void) =>
+      <Event>(hear: (event: Event) => unknown) =>
       (event: Event): void => {
-        if (client === this.#client) listen(event);
+        if (client === this.#client) hear(event);
       };
+    const { handshakeMs, heartbeatMs, awaitedHeartbeatMs } = this.#limits;
+    client.on(
+      "serverDescriptionChanged",
+      unlessLeft(
+        ({ address, newDescription: { type } }) => type !== "Unknown" && this.#kinds.set(address, type),
+      ),
+    );
     client.on(
       "connectionPoolCleared",
-      unlessLeft(() => this.#hurry()),
+      unlessLeft(({ address }) => this.#hurry(address)),
     );
     client.on(
       "serverHeartbeatStarted",
-      unlessLeft(({ connectionId, awaited }) => this.#watch(connectionId, awaited)),
+      unlessLeft(({ connectionId, awaited }) =>
+        this.#watch(connectionId, awaited ? awaitedHeartbeatMs : heartbeatMs),
+      ),
     );
     client.on(
       "serverHeartbeatSucceeded",
@@ -133,13 +161,33 @@ export class WatchedClient {
       "serverClosed",
       unlessLeft(({ address }) => this.#unwatch(address)),
     );
+    const nameOf = (event: {
+      readonly address: string;
+      readonly connectionId: number | "<monitor>";
+    }): string => `${event.address} ${event.connectionId}`;
+    client.on(
+      "connectionCreated",
+      unlessLeft((event) => this.#watch(nameOf(event), handshakeMs)),
+    );
+    client.on(
+      "connectionReady",
+      unlessLeft((event) => this.#unwatch(nameOf(event))),
+    );
+    client.on(
+      "connectionClosed",
+      unlessLeft((event) => this.#unwatch(nameOf(event))),
+    );
     return client;
   }
 
-  #hurry(): void {
+  /** Never to give more time than there was: a server may come and go again and again. */
+  #hurry(address: string): void {
+    if (UNUSED_KINDS.has(this.#kinds.get(address) ?? "")) return;
+    const nowMs = performance.now();
     for (const attempt of this.#attempts) {
+      attempt.dueMs = Math.min(attempt.dueMs, nowMs + this.#limits.afterOutageMs);
       clearTimeout(attempt.timer);
-      attempt.timer = setTimeout(attempt.giveUp, this.#limits.afterOutageMs);
+      attempt.timer = setTimeout(attempt.giveUp, attempt.dueMs - nowMs);
     }
   }
 
@@ -147,24 +195,23 @@ export class WatchedClient {
     for (const { giveUp } of this.#attempts) giveUp();
   }
 
-  #watch(address: string, awaited: boolean): void {
-    this.#unwatch(address);
-    const { heartbeatMs, awaitedHeartbeatMs } = this.#limits;
+  #watch(name: string, limitMs: number): void {
+    this.#unwatch(name);
     // If the loop itself was held up, the answer may be here, unread: it is read in the rest of this turn.
     const timer = setTimeout(
-      () => setImmediate(() => this.#heartbeats.get(address) === timer && this.#reconnect()),
-      awaited ? awaitedHeartbeatMs : heartbeatMs,
+      () => setImmediate(() => this.#awaited.get(name) === timer && this.#reconnect()),
+      limitMs,
     );
-    this.#heartbeats.set(address, timer);
+    this.#awaited.set(name, timer);
   }
 
-  #unwatch(address: string): void {
-    clearTimeout(this.#heartbeats.get(address));
-    this.#heartbeats.delete(address);
+  #unwatch(name: string): void {
+    clearTimeout(this.#awaited.get(name));
+    this.#awaited.delete(name);
   }
 
-  #forgetHeartbeats(): void {
-    for (const address of this.#heartbeats.keys()) this.#unwatch(address);
+  #unwatchAll(): void {
+    for (const name of this.#awaited.keys()) this.#unwatch(name);
   }
 
   #reconnect(): void {
@@ -177,7 +224,7 @@ export class WatchedClient {
 
   async #connectAnother(): Promise<void> {
     this.#giveUpAll();
-    this.#forgetHeartbeats();
+    this.#unwatchAll();
     this.#leave(this.#client);
     this.#client = this.#openWatched();
     const { signal } = this.#closing;
