@@ -24,6 +24,7 @@ import { redisLabel } from "./adapters/redis/label.ts";
 import { createRedisPayloadStore } from "./adapters/redis/payload-store.ts";
 import { createSystemClock } from "./adapters/system/clock.ts";
 import { onStopSignals } from "./adapters/system/stop-signals.ts";
+import { unlessAborted } from "./adapters/system/unless-aborted.ts";
 import { systemRandomBytes } from "./adapters/system/random.ts";
 import { CpuThreads } from "./adapters/threads/cpu-threads.ts";
 import { chunkHandlersOf } from "./chunk-handlers.ts";
@@ -435,7 +436,7 @@ async function untilReady(
   const told = new Set<string>();
   while (!stop.aborted) {
     // Its checks may take seconds, and a stop doesn't wait for them.
-    const failing = await unlessAborted(health.failing(), stop);
+    const failing = await unlessAborted(health.failing(), stop, () => undefined);
     if (failing === undefined) return false;
     if (failing.length === 0) return true;
     for (const { name, detail } of failing) {
@@ -585,21 +586,6 @@ class StopRequest {
         process.exit(1);
       },
     });
-  }
-}
-
-async function unlessAborted<Result>(
-  work: Promise<Result>,
-  signal: AbortSignal,
-): Promise<Result | undefined> {
-  if (signal.aborted) return undefined;
-  const aborted = Promise.withResolvers<undefined>();
-  const onAbort = (): void => aborted.resolve(undefined);
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await Promise.race([work, aborted.promise]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
   }
 }
 

@@ -1,4 +1,5 @@
 import { SingleBar } from "cli-progress";
+import { unlessAborted } from "../adapters/system/unless-aborted.ts";
 import { asLucidError, LucidError } from "../core/errors.ts";
 import { outputFailed } from "./files.ts";
 
@@ -33,7 +34,8 @@ const SILENT: Progress = { update() {}, stop() {} };
 
 export function createOutput(json: boolean, signal: AbortSignal): Output {
   surviveClosedStreams();
-  const print = (data: string | Uint8Array): Promise<void> => unlessAborted(writeOut(data), signal);
+  const print = (data: string | Uint8Array): Promise<void> =>
+    unlessAborted(writeOut(data), signal, interrupted);
   const bars = new Set<SingleBar>();
   const facts: Record<string, string> = {};
   return {
@@ -76,22 +78,7 @@ function writeOut(data: string | Uint8Array): Promise<void> {
   });
 }
 
-/** What `operation` gives, or SHUTTING_DOWN as soon as the signal fires, whatever becomes of it then. */
-async function unlessAborted<Result>(operation: Promise<Result>, signal: AbortSignal): Promise<Result> {
-  const aborted = Promise.withResolvers<never>();
-  const onAbort = (): void => aborted.reject(new LucidError("SHUTTING_DOWN", "interrupted"));
-  if (signal.aborted) onAbort();
-  else signal.addEventListener("abort", onAbort, { once: true });
-  // Whichever comes second isn't met by anybody.
-  operation.catch(() => undefined);
-  try {
-    return await Promise.race([operation, aborted.promise]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
-}
-
-/** The same for each step of a stream: one that hangs is left behind. */
+/** The items of a stream, or SHUTTING_DOWN as soon as the signal fires: a step that hangs is left behind. */
 export async function* untilAborted<Item>(
   items: AsyncIterable<Item>,
   signal: AbortSignal,
@@ -99,7 +86,7 @@ export async function* untilAborted<Item>(
   const iterator = items[Symbol.asyncIterator]();
   try {
     for (;;) {
-      const next = await unlessAborted(iterator.next(), signal);
+      const next = await unlessAborted(iterator.next(), signal, interrupted);
       if (next.done === true) return;
       yield next.value;
     }
@@ -109,6 +96,10 @@ export async function* untilAborted<Item>(
     if (signal.aborted) returned?.catch(() => undefined);
     else await returned;
   }
+}
+
+function interrupted(): never {
+  throw new LucidError("SHUTTING_DOWN", "interrupted");
 }
 
 /** A write's failure comes to its callback; without a listener it would end the process besides, with a stack. */

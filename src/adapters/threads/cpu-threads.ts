@@ -1,6 +1,7 @@
 import { LucidError } from "../../core/errors.ts";
 import type { OpenedChunk, OpenRequest, SealedChunk, SealRequest } from "../../core/kernel.ts";
 import type { ThreadReply, ThreadResults, ThreadTask, ThreadTaskKind } from "../../schema/thread.ts";
+import { unlessAborted } from "../system/unless-aborted.ts";
 import { CpuThread } from "./cpu-thread.ts";
 import { GatheredSeals, isGathered } from "./gathered-seals.ts";
 import { portableTask } from "./portable-task.ts";
@@ -148,11 +149,16 @@ export class CpuThreads {
    * Takes `request.payload` over: its buffer may be transferred and is then empty for the caller. Errors of sealChunk, `run`. Small
    * chunks that take little time are sealed together.
    */
-  seal(request: SealRequest, signal?: AbortSignal): Promise<SealedChunk> {
+  async seal(request: SealRequest, signal?: AbortSignal): Promise<SealedChunk> {
     if (!isGathered(request)) {
       return this.run({ kind: "seal", request }, { signal });
     }
-    return untilAborted(signal, () => this.#gathered.seal(request));
+    if (signal === undefined) return this.#gathered.seal(request);
+    const abandon = (): never => {
+      throw cancelled(signal);
+    };
+    if (signal.aborted) return abandon();
+    return unlessAborted(this.#gathered.seal(request), signal, abandon);
   }
 
   /** Takes `request.blob` over, as `seal` does the payload. Errors of openChunk, `run`. */
@@ -404,22 +410,6 @@ function restartDelayMs(deaths: number): number {
 
 function closed(): LucidError {
   return new LucidError("SHUTTING_DOWN", "CPU threads are closed");
-}
-
-/** What `work` does goes on after the signal; its result is dropped. */
-async function untilAborted<Result>(
-  signal: AbortSignal | undefined,
-  work: () => Promise<Result>,
-): Promise<Result> {
-  if (signal?.aborted === true) throw cancelled(signal);
-  const { promise: aborted, reject } = Promise.withResolvers<never>();
-  const onAbort = (): void => reject(cancelled(signal));
-  signal?.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await Promise.race([work(), aborted]);
-  } finally {
-    signal?.removeEventListener("abort", onAbort);
-  }
 }
 
 function cancelled(signal: AbortSignal | undefined): LucidError {
